@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Make .venv from the lock files, from nothing: `make setup` runs this when a lock file changed.
+#
+# Every file that pip takes is checked against a hash, and pip resolves nothing: the locks are
+# complete. pip's own configuration (mirror, proxy, find-links) applies throughout.
+set -euo pipefail
+trap 'exit 130' INT TERM
+
+log=.aaft/setup.log
+mkdir -p .aaft
+: >"$log"
+
+fail() {
+    printf 'set-up: %s\n' "$*" >&2
+    exit 2
+}
+
+is_3_11() {
+    "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    if [[ -n ${PYTHON:-} ]]; then
+        is_3_11 "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11"
+        echo "$PYTHON"
+        return
+    fi
+    local name
+    for name in python3.11 python3 python; do
+        if is_3_11 "$name"; then
+            echo "$name"
+            return
+        fi
+    done
+    fail 'Python 3.11 not found: install it, or name it: make setup PYTHON=/path/to/python3.11'
+}
+
+# Run pip; everything goes to the log, errors to the screen, and a count of packages as progress.
+pip() {
+    local line count=0 failing=
+    .venv/bin/python -m pip --disable-pip-version-check --no-input "$@" 2>&1 |
+        while IFS= read -r line; do
+            printf '%s\n' "$line" >>"$log"
+            case $line in
+            *ERROR:* | *error:* | *Retrying*) failing=yes ;;
+            Collecting* | Processing*)
+                count=$((count + 1))
+                ((count % 50)) || echo "  $count packages fetched"
+                ;;
+            'Installing collected packages'*) ((count < 50)) || echo '  installing' ;;
+            esac
+            [[ -z $failing ]] || printf '%s\n' "$line" >&2
+        done
+}
+
+install() {
+    pip install --progress-bar off --no-deps --no-build-isolation --require-hashes "$@" ||
+        fail "pip failed; all that it said is in $log"
+}
+
+# torch's public Linux build names its CUDA libraries as requirements; other builds name none.
+needs_cuda() {
+    .venv/bin/python - <<'END'
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+
+found = map(Requirement, requires("torch") or [])
+wanted = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+raise SystemExit(not any(r.name.startswith(("nvidia-", "cuda-")) for r in wanted))
+END
+}
+
+python=$(find_python)
+packages=$(grep -c '^[a-z0-9].*==' requirements.lock)
+echo "set-up: making .venv with $packages packages (a minute or two, and the downloads)"
+"$python" -m venv --clear .venv >>"$log" 2>&1 ||
+    fail "python -m venv failed (on Debian: apt install python3.11-venv); see $log"
+
+# What builds source distributions comes from the lock too, so nothing unpinned ever runs.
+sed -n '/^setuptools==/,/[^\\]$/p' requirements.lock >.aaft/build-tools.lock
+install -r .aaft/build-tools.lock
+if .venv/bin/python -m pip install --quiet --progress-bar off --no-deps --require-hashes \
+    -r requirements-torch-cpu.txt >>"$log" 2>&1; then
+    echo '  torch: CPU build'
+else
+    echo '  torch: public build (pip found no build of requirements-torch-cpu.txt)'
+fi
+install -r requirements.lock
+if needs_cuda; then
+    echo '  torch: CUDA libraries'
+    install -r requirements-cuda.lock
+fi
