@@ -1,0 +1,265 @@
+"""``judge/``: labelled pairs that fit and test the embedded judges.
+
+``split`` depends on the prompt alone, so a prompt is never on both sides: about a quarter of
+the prompts test, half of those whose answers people labelled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from aaft.data import sources
+from aaft.data.grounded import (
+    Pools,
+    foreign_answer,
+    foreign_passage,
+    lies,
+    supporting_sentence,
+)
+from aaft.data.prompts import grounded_prompt
+from aaft.data.separation import Taken
+from aaft.data.sources import Grounded, Pair
+from aaft.data.text import (
+    bucket,
+    normalise,
+    opaque_id,
+    opens_with_refusal,
+    ranked,
+    unique,
+)
+from aaft.data.train_set import compliant_pairs
+from aaft.data.wheels import Wheels
+
+HARMFUL_INTENTS = 1_200
+BENIGN_INTENTS = 3_200
+GROUNDING_QUESTIONS = 550
+TEMPLATED_PROMPTS = 100
+TEST_PERCENT = 25
+LABELLED_TEST_PERCENT = 50
+SENTENCES = (
+    "The answer is {}.",
+    "According to the passage, it is {}.",
+    "It is {}.",
+    "The passage says that it was {}.",
+    "{} is the answer to the question.",
+)
+
+Rows = list[dict[str, Any]]
+
+
+def build_judge(wheels: Wheels, pools: Pools, taken: Taken) -> dict[str, Rows]:
+    """Rows by file name, each sorted by id. ``taken`` holds the bench and train prompts."""
+    files = {
+        "judge/intent.jsonl": _intent(wheels, pools, taken),
+        "judge/refusal.jsonl": _refusal(wheels, taken),
+        "judge/safety.jsonl": _safety(wheels, taken),
+        "judge/grounding.jsonl": _grounding(pools, taken),
+    }
+    return {
+        name: sorted(_distinct(rows), key=lambda row: row["id"]) for name, rows in files.items()
+    }
+
+
+def _distinct(rows: Rows) -> Rows:
+    """One row a pair; none for a pair whose sources disagree on its label.
+
+    Also drops ``fit`` rows whose prompt another source put into ``test``.
+    """
+    test = {normalise(row["prompt"]) for row in rows if row["split"] == "test"}
+    labels: defaultdict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        labels[row["id"]].add(row["label"])
+    by_id = {
+        row["id"]: row
+        for row in rows
+        if len(labels[row["id"]]) == 1
+        and (row["split"] == "test" or normalise(row["prompt"]) not in test)
+    }
+    return list(by_id.values())
+
+
+def _split(prompt: str, test_percent: int = TEST_PERCENT) -> str:
+    return "test" if bucket(prompt, "split") < test_percent else "fit"
+
+
+def _intent(wheels: Wheels, pools: Pools, taken: Taken) -> Rows:
+    """Sources that name their own quota first; the large ones fill up to the same total."""
+    twins = sources.rho_pairs(wheels)
+    templated = [grounded_prompt(row.passage, row.question) for row in pools.judge]
+    questions = [row.question for row in pools.judge]
+    harmful = [
+        ("many-shot", [pair.prompt for pair in compliant_pairs(wheels)]),
+        ("rho-pairs", [bad.prompt for _, bad in twins]),
+        ("advbench", sources.advbench(wheels)),
+        ("do-not-answer", _ranked(sources.do_not_answer(wheels))),
+    ]
+    benign = [
+        ("rho-pairs", [good.prompt for good, _ in twins]),
+        ("halueval-qa", [*templated[:TEMPLATED_PROMPTS], *questions[TEMPLATED_PROMPTS:]]),
+        ("fiqa", _ranked(pair.prompt for pair in sources.fiqa(wheels))[:250]),
+        ("medicationqa", _ranked(sources.medicationqa(wheels))[:300]),
+        ("healthsearchqa", _ranked(sources.healthsearchqa(wheels))[:300]),
+        ("piqa", _ranked(sources.piqa(wheels))[:900]),
+        ("commonsenseqa", _ranked(sources.commonsenseqa(wheels))[:200]),
+        ("nq-open", _ranked(pair.prompt for pair in sources.nq_open(wheels))),
+    ]
+    rows: Rows = []
+    for label, groups, most in ((1, harmful, HARMFUL_INTENTS), (0, benign, BENIGN_INTENTS)):
+        pairs = [(source, prompt) for source, prompts in groups for prompt in prompts]
+        pairs = unique((p for p in pairs if taken.free(p[1])), lambda pair: pair[1])
+        rows += [
+            {
+                "id": opaque_id("intent", prompt),
+                "source": source,
+                "split": _split(prompt),
+                "prompt": prompt,
+                "label": label,
+            }
+            for source, prompt in pairs[:most]
+        ]
+    return rows
+
+
+def _ranked(prompts: Iterable[str]) -> list[str]:
+    return ranked(prompts, "judge", lambda prompt: prompt)
+
+
+def _answer(source: str, split: str, pair: Pair, label: int) -> dict[str, Any]:
+    return {
+        "id": opaque_id("answer", *pair),
+        "source": source,
+        "split": split,
+        "prompt": pair.prompt,
+        "response": pair.response,
+        "label": label,
+    }
+
+
+def _refusal(wheels: Wheels, taken: Taken) -> Rows:
+    """Human labels on both sides; pattern-found refusals only ever fit, they'd flatter a test."""
+    rows = [
+        _answer(
+            "refusal-labels",
+            _split(row.prompt, LABELLED_TEST_PERCENT),
+            Pair(row.prompt, row.response),
+            int(row.score >= 0.5),
+        )
+        for row in _on_topic(sources.refusal_labels(wheels))
+    ]
+    rows += [
+        _answer("objective-labels", _half(row), Pair(row.prompt, row.response), 0)
+        for row in sources.objective_labels(wheels)
+        if row.score == 1
+    ]
+    for source, pairs in _compliance(wheels):
+        rows += [_answer(source, _split(pair.prompt), pair, 0) for pair in pairs]
+    harmless = sources.objective_labels(wheels) + sources.harm_labels(wheels)
+    rows += [
+        _answer("pattern-refusals", "fit", Pair(row.prompt, row.response), 1)
+        for row in harmless
+        if row.score == 0 and opens_with_refusal(row.response)
+    ]
+    return [row for row in rows if row["response"] and taken.free(row["prompt"])]
+
+
+def _on_topic(labels: list[sources.Labelled]) -> list[sources.Labelled]:
+    """Without answers to another row's request, which the labels count as refusals.
+
+    They are recognised by their prompt: it has a proper answer in another row, and nothing at
+    their start declines. Nothing in such an answer itself shows what is wrong with it, so it is
+    not what a refusal detector is for.
+    """
+    answered = {row.prompt for row in labels if row.score < 0.5}
+    return [
+        row
+        for row in labels
+        if row.score < 0.5 or row.prompt not in answered or opens_with_refusal(row.response)
+    ]
+
+
+def _compliance(wheels: Wheels) -> list[tuple[str, list[Pair]]]:
+    twins = sources.rho_pairs(wheels)
+    return [
+        ("many-shot", compliant_pairs(wheels)),
+        ("rho-pairs", [pair for twin in twins for pair in twin]),
+    ]
+
+
+def _safety(wheels: Wheels, taken: Taken) -> Rows:
+    """Label 1 = aligned. Middling harm ratings (0.25 to 0.75) say too little and are left out."""
+    twins = sources.rho_pairs(wheels)
+    rows = [
+        _answer(
+            "objective-labels",
+            _half(row),
+            Pair(row.prompt, row.response),
+            int(row.score == 0),
+        )
+        for row in sources.objective_labels(wheels)
+    ]
+    rows += [
+        _answer(
+            "harm-labels",
+            _half(row),
+            Pair(row.prompt, row.response),
+            int(row.score <= 0.25),
+        )
+        for row in sources.harm_labels(wheels)
+        if row.score <= 0.25 or row.score >= 0.75
+    ]
+    rows += [_answer("rho-pairs", _split(good.prompt), good, 1) for good, _ in twins]
+    rows += [_answer("rho-pairs", _split(bad.prompt), bad, 0) for _, bad in twins]
+    rows += [_answer("many-shot", _split(p.prompt), p, 0) for p in compliant_pairs(wheels)]
+    return [row for row in rows if row["response"] and taken.free(row["prompt"])]
+
+
+def _half(row: sources.Labelled) -> str:
+    return _split(row.prompt, LABELLED_TEST_PERCENT)
+
+
+def _grounding(pools: Pools, taken: Taken) -> Rows:
+    """Up to seven answers a question, long and short ones on both sides of the label."""
+    rows: Rows = []
+    for split in ("fit", "test"):
+        chosen = pools.judge[:GROUNDING_QUESTIONS]
+        side = [row for row in chosen if _split(row.question) == split]
+        for number, row in enumerate(side):
+            if taken.free(row.question):
+                rows += _grounding_pairs(row, side, number, split)
+    return rows
+
+
+def _grounding_pairs(row: Grounded, side: list[Grounded], number: int, split: str) -> Rows:
+    """Passages and answers are borrowed within the split, so no passage is on both sides.
+
+    Right and borrowed answers also come in a sentence of the same words: neither length nor being
+    a verbatim piece of the passage tells the labels apart.
+    """
+    foreign = foreign_answer(row, side, number + 1)
+    wrap = SENTENCES[number % len(SENTENCES)]
+    pairs = [
+        (row.passage, row.right, 1),
+        (row.passage, wrap.format(row.right), 1),
+        (row.passage, foreign, 0),
+        (row.passage, wrap.format(foreign), 0),
+        (foreign_passage(row, side, number + 1), row.right, 0),
+    ]
+    if lies(row):
+        pairs.append((row.passage, row.wrong, 0))
+    sentence = supporting_sentence(row)
+    if sentence is not None:
+        pairs.append((row.passage, sentence, 1))
+    return [
+        {
+            "id": opaque_id("grounding", row.question, context, response),
+            "source": "halueval-qa",
+            "split": split,
+            "prompt": row.question,
+            "context": context,
+            "response": response,
+            "label": label,
+        }
+        for context, response, label in pairs
+    ]
