@@ -1,0 +1,5 @@
+"""One self-contained HTML page about a run, for a reviewer."""
+
+from aaft.report.page import render
+
+__all__ = ["render"]
