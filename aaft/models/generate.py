@@ -1,0 +1,197 @@
+"""Batched generation that computes every prompt once, however many samples it gets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Generated ids without the end token. ``logprob`` sums over ``ids`` and the end token.
+
+    ``logprob`` is under the untempered model and NaN for greedy decoding; ``ended`` is whether
+    the end token was reached before the limit; ``tokens`` counts what ``logprob`` sums over.
+    """
+
+    ids: list[int]
+    ended: bool
+    logprob: float
+    tokens: int
+
+
+class _Sample(LogitsProcessor):
+    """Sample by inverse CDF from one random stream a row, keeping the log-probabilities.
+
+    A stream of its own for each row makes a sample independent of its batch's other rows. The
+    processor forces its choice, so that greedy search carries it out.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = temperature
+        self._device = device
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,  # noqa: ARG002 - the processor's signature
+        scores: torch.Tensor,
+    ) -> torch.Tensor:
+        logprobs = scores.float().log_softmax(-1)
+        cdf = (scores.float() / self._temperature).softmax(-1).cumsum(-1)
+        draws = torch.stack([torch.rand(1, generator=g) for g in self._streams]).to(self._device)
+        # Scaling by the last value keeps a draw near 1 inside the vocabulary despite rounding.
+        chosen = torch.searchsorted(cdf, draws * cdf[:, -1:]).clamp(max=scores.shape[-1] - 1)
+        self.logprobs.append(logprobs.gather(1, chosen)[:, 0].cpu())
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+
+
+def prompt_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Yield lists of indices into ``prompts``, of near-equal length, longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@torch.inference_mode()
+def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Run all but the last token of each prompt.
+
+    Returns:
+        ``(ids, mask, cache)``: left-padded ids and mask ``[B, T]``, and the key-value cache of
+        their first ``T - 1`` positions.
+    """
+    width = max(2, *map(len, prompts))  # the cache needs at least one position
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model.base_model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, :-1],
+        use_cache=True,
+    )
+    return ids, mask, out.past_key_values
+
+
+@torch.inference_mode()
+def response_logprobs(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any, responses: Sequence[list[int]]
+) -> list[float]:
+    """Sum of log-probabilities of one response for each prefilled prompt.
+
+    Args:
+        model: causal language model.
+        ids: left-padded prompts ``[B, T]``.
+        mask: their attention mask ``[B, T]``.
+        cache: key-value cache of the first ``T - 1`` positions; left as it is.
+        responses: ``B`` lists of token ids, the end token included.
+    """
+    width = max(map(len, responses))
+    tail = torch.zeros(len(responses), width, dtype=torch.long)
+    valid = torch.zeros(len(responses), width, dtype=torch.bool)
+    for row, response in enumerate(responses):
+        tail[row, : len(response)] = torch.tensor(response)
+        valid[row, : len(response)] = True
+    tail, valid = tail.to(model.device), valid.to(model.device)
+    full_mask = torch.cat([mask, valid[:, :-1].long()], dim=1)
+    positions = (full_mask.cumsum(-1) - 1)[:, ids.shape[1] - 1 :]
+    hidden = model.base_model(
+        input_ids=torch.cat([ids[:, -1:], tail[:, :-1]], dim=1),
+        attention_mask=full_mask,
+        position_ids=positions,
+        past_key_values=copy.deepcopy(cache),
+        use_cache=True,
+    ).last_hidden_state
+    logprobs = torch.zeros(tail.shape, dtype=torch.float32, device=tail.device)
+    logits = model.get_output_embeddings()(hidden[valid]).float()
+    logprobs[valid] = -torch.nn.functional.cross_entropy(logits, tail[valid], reduction="none")
+    total: list[float] = logprobs.double().sum(1).tolist()
+    return total
+
+
+@torch.inference_mode()
+def complete(
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: Any,
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: Sequence[Sequence[int]] = (),
+) -> list[list[Completion]]:
+    """Continue prefilled prompts.
+
+    Args:
+        model: causal language model.
+        ids: left-padded prompts ``[B, T]``.
+        mask: their attention mask ``[B, T]``.
+        cache: key-value cache of the first ``T - 1`` positions; consumed.
+        end_id: the token that ends a response.
+        max_new_tokens: limit of new tokens, the end token included.
+        temperature: 0 is greedy.
+        seeds: for sampling, ``B`` lists of ``K`` seeds, one a sample.
+
+    Returns:
+        ``B`` lists of one completion (greedy) or ``K`` (sampled).
+    """
+    copies = len(seeds[0]) if temperature > 0 else 1
+    if copies > 1:
+        cache.batch_repeat_interleave(copies)
+        ids, mask = ids.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0)
+    sampler = None
+    if temperature > 0:
+        sampler = _Sample([seed for row in seeds for seed in row], temperature, model.device)
+    sequences = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        logits_processor=LogitsProcessorList([sampler] if sampler else []),
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+        ),
+    )[:, ids.shape[1] :].tolist()
+    completions = []
+    for row, generated in enumerate(sequences):
+        ended = end_id in generated
+        kept = generated[: generated.index(end_id)] if ended else generated
+        tokens = len(kept) + ended
+        logprob = float("nan")
+        if sampler:
+            logprob = float(sum(step[row].double() for step in sampler.logprobs[:tokens]))
+        completions.append(Completion(kept, ended, logprob, tokens))
+    return [completions[i : i + copies] for i in range(0, len(completions), copies)]
+
+
+def greedy(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Completion]:
+    """Greedy completions of ``prompts``, in their order."""
+    results: dict[int, Completion] = {}
+    for batch in prompt_batches(prompts, batch_size):
+        ids, mask, cache = prefill(model, [prompts[i] for i in batch])
+        done = complete(model, ids, mask, cache, end_id=end_id, max_new_tokens=max_new_tokens)
+        results.update(zip(batch, (row[0] for row in done), strict=True))
+        advance(len(batch))
+    return [results[i] for i in range(len(prompts))]

@@ -1,0 +1,117 @@
+"""Log-probabilities of several responses to one prompt in one forward pass.
+
+A row holds the prompt once, then every response (a branch) behind it. A branch sees the prompt
+and itself, not its neighbours, and its positions go on from the prompt's end, so each branch is
+computed as if it stood alone while the prompt is paid for once. A batch in which every row has
+one branch is an ordinary causal batch and takes the ordinary, faster path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """A prompt and its branches, each a non-empty list of token ids."""
+
+    prompt: list[int]
+    branches: list[list[int]]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the row."""
+        return len(self.prompt) + sum(map(len, self.branches))
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Tensors of packed rows; ``mask`` and ``positions`` are None for one branch a row."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    positions: torch.Tensor | None
+    predictor: torch.Tensor
+    """``[T, 2]``: row and position whose hidden state predicts each label."""
+    labels: torch.Tensor
+    """``[T]`` response tokens, branch after branch, row after row."""
+    branch: torch.Tensor
+    """``[T]`` index of the branch each label belongs to."""
+    branches: int
+
+
+def pack(rows: Sequence[PackedRow]) -> PackedBatch:
+    """Pad rows on the right and lay out masks, positions and labels."""
+    width = max(row.length for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    tree = any(len(row.branches) != 1 for row in rows)
+    mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool) if tree else None
+    predictor, labels, owner = [], [], []
+    count = 0
+    for b, row in enumerate(rows):
+        stem = len(row.prompt)
+        ids[b, :stem] = torch.tensor(row.prompt)
+        positions[b, :stem] = torch.arange(stem)
+        if mask is not None:
+            mask[b, 0, :stem, :stem] = torch.ones(stem, stem).tril().bool()
+        start = stem
+        for branch in row.branches:
+            stop = start + len(branch)
+            ids[b, start:stop] = torch.tensor(branch)
+            positions[b, start:stop] = torch.arange(stem, stem + len(branch))
+            if mask is not None:
+                mask[b, 0, start:stop, :stem] = True
+                own = torch.ones(len(branch), len(branch)).tril().bool()
+                mask[b, 0, start:stop, start:stop] = own
+            predictor += [(b, stem - 1), *((b, p) for p in range(start, stop - 1))]
+            labels += branch
+            owner += [count] * len(branch)
+            count += 1
+            start = stop
+        if mask is not None:
+            # A padding row must see something, or its softmax is NaN.
+            mask[b, 0, start:, 0] = True
+    return PackedBatch(
+        ids,
+        mask,
+        positions if tree else None,
+        torch.tensor(predictor, dtype=torch.long).reshape(-1, 2),
+        torch.tensor(labels, dtype=torch.long),
+        torch.tensor(owner, dtype=torch.long),
+        count,
+    )
+
+
+def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """Summed log-probability of each branch, ``[branches]`` float32, in nats.
+
+    Logits are computed only where there are labels. Runs under bfloat16 autocast; the softmax is
+    in float32.
+
+    Args:
+        model: a causal language model or a PEFT wrapper around one.
+        batch: packed rows.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = next(causal.parameters()).device
+    mask = None if batch.mask is None else batch.mask.to(device)
+    positions = None if batch.positions is None else batch.positions.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        hidden = causal.base_model(
+            input_ids=batch.ids.to(device),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        where = batch.predictor.to(device)
+        logits = causal.get_output_embeddings()(hidden[where[:, 0], where[:, 1]])
+    losses = torch.nn.functional.cross_entropy(
+        logits.float(), batch.labels.to(device), reduction="none"
+    )
+    sums = torch.zeros(batch.branches, dtype=torch.float32, device=device)
+    return sums.index_add(0, batch.branch.to(device), -losses)

@@ -1,0 +1,163 @@
+"""Load a policy and turn chat messages into token ids."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aaft.errors import AaftError
+from aaft.io import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+Message = dict[str, str]
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def locate_model(name: str, key: str = "policy.model") -> str:
+    """Return ``name`` when it is a model directory or can be a hub id.
+
+    A name whose parent folder exists here is meant as a path: a missing ``models/x`` is an
+    error, not an attempt to download.
+
+    Raises:
+        AaftError: the directory is missing or holds no ``config.json``.
+    """
+    path = Path(name)
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return name
+    if path.is_dir():
+        raise AaftError(f"{key}: {name} holds no config.json; name a Hugging Face model directory")
+    looks_local = path.is_absolute() or name.startswith(".") or path.parent != Path()
+    if (looks_local and path.parent.is_dir()) or not _HUB_ID.fullmatch(name):
+        raise AaftError(
+            f"{key}: model directory {name} does not exist; run `make setup` for the embedded "
+            "model, or name a directory or hub id in params.yaml"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A tokenizer with its chat template: messages to ids and back."""
+
+    tokenizer: Any
+
+    def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+        """Ids of the rendered chat up to where the assistant speaks, plus a ``prefill``."""
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = self.tokenizer(text + prefill, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def response_ids(self, text: str) -> list[int]:
+        """Ids of a whole response, ended by the end-of-turn token."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of response ids without special tokens or outer white space."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends an assistant turn."""
+        end: int = self.tokenizer.eos_token_id
+        return end
+
+
+def load_codec(name: str, revision: str | None = None) -> Codec:
+    """Load the tokenizer of a model directory, adapter directory or hub id.
+
+    Raises:
+        AaftError: not found, or a tokenizer without a chat template or an end token.
+    """
+    from transformers import AutoTokenizer
+
+    name = locate_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise AaftError(_hub_message(name, error)) from None
+    if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
+        raise AaftError(f"policy.model: {name}: the tokenizer has no chat template or no eos token")
+    return Codec(tokenizer)
+
+
+def load_policy(
+    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
+) -> Any:
+    """Load a causal language model in evaluation mode.
+
+    An adapter directory (PEFT) is loaded on its base and merged.
+
+    Args:
+        name: model directory, adapter directory or hub id.
+        device: where to place it.
+        dtype: dtype of the weights.
+        revision: hub revision.
+
+    Raises:
+        AaftError: not found.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name = locate_model(name)
+    adapter = Path(name) / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+    if adapter.is_file():
+        locate_model(base, key=f"{adapter}: base_model_name_or_path")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision)
+    except OSError as error:
+        raise AaftError(_hub_message(base, error)) from None
+    if adapter.is_file():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    return model.to(device).eval()
+
+
+def merge_adapter(base: str, adapter: Path, out: Path) -> None:
+    """Write ``base`` with ``adapter`` merged in, in bfloat16, as a Hugging Face directory.
+
+    These are exactly the weights that the evaluate stage generates with. ``out`` is replaced.
+    """
+    import torch
+
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model = load_policy(str(adapter), torch.device("cpu"), torch.bfloat16)
+    model.save_pretrained(temporary)
+    load_codec(base).tokenizer.save_pretrained(temporary)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.replace(out)
+
+
+def save_adapter(model: Any, out: Path) -> None:
+    """Save a PEFT model's adapter: ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    PEFT writes the target modules in set order, which changes from process to process; they are
+    sorted here so that equal training gives equal bytes.
+    """
+    model.save_pretrained(out, safe_serialization=True)
+    (out / "README.md").unlink(missing_ok=True)
+    settings = json.loads((out / "adapter_config.json").read_text())
+    for key, value in settings.items():
+        if isinstance(value, list):
+            settings[key] = sorted(value)
+    write_json(out / "adapter_config.json", dict(sorted(settings.items())))
+
+
+def _hub_message(name: str, error: OSError) -> str:
+    first = str(error).strip().splitlines()[0]
+    return f"policy.model: {name} could not be loaded ({first}); name a model directory or hub id"

@@ -1,0 +1,128 @@
+"""The train stage: gated LoRA fine-tuning.
+
+``python -m aaft train`` reads ``build/validate`` and ``build/score`` and writes ``build/train/``:
+``adapter/`` (PEFT, safetensors), ``history.jsonl``, ``gates.parquet``, ``review.jsonl``,
+``report.json``. Equal inputs give equal bytes on one machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+
+from aaft.config import Config, LoraSettings, Paths
+from aaft.data.records import read_clean
+from aaft.errors import AaftError
+from aaft.io import atomic_path, read_json, write_json, write_jsonl
+from aaft.models import runtime
+from aaft.models.policy import load_codec, load_policy, locate_model, save_adapter
+from aaft.tuning.examples import Example, load_examples, scored_objectives
+from aaft.tuning.trainer import GateRow, Trainer
+
+
+def run(cfg: Config, paths: Paths) -> dict[str, Any]:
+    """Fine-tune the policy and save the adapter.
+
+    Raises:
+        AaftError: missing inputs, a non-finite loss, or gates that never open although judged
+            misaligned answers are there to open them.
+    """
+    out, scored = paths.stage("train"), paths.stage("score")
+    paths.report("train").unlink(missing_ok=True)
+    locate_model(cfg.policy.model)
+    score_report = read_json(paths.report("score"))
+    records = read_clean(paths.stage("validate") / "clean.jsonl")
+    device = runtime.prepare(cfg.seed)
+    runtime.quiet_transformers()
+
+    codec = load_codec(cfg.policy.model, cfg.policy.revision)
+    objectives = scored_objectives(pq.read_schema(scored / "alignment.parquet").names)
+    false_accept = {
+        name: float(score_report["judges"][name]["false_accept"])
+        for name in objectives
+        if name in score_report["judges"]
+    }
+    examples = load_examples(
+        scored, records, codec, objectives, false_accept, cfg.policy.max_tokens
+    )
+    base = load_policy(cfg.policy.model, device, torch.float32, cfg.policy.revision)
+    model = add_lora(base, cfg.train.lora, cfg.seed)
+    trainer = Trainer(model, examples, cfg.train, cfg.seed)
+    trainer.run()
+    if cfg.train.method == "aaft":
+        _check_gates_open(examples, trainer.gates)
+
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    save_adapter(model, out / "adapter")
+    write_jsonl(out / "history.jsonl", trainer.history)
+    gates = [trainer.gates[e.id] for e in examples if e.id in trainer.gates]
+    with atomic_path(out / "gates.parquet") as temporary:
+        pd.DataFrame(
+            [dataclasses.asdict(row) for row in gates],
+            columns=[field.name for field in dataclasses.fields(GateRow)],
+        ).to_parquet(temporary, index=False)
+    write_jsonl(
+        out / "review.jsonl",
+        (
+            {"id": e.id, "reason": "every answer is misaligned, yet the prompt looks benign"}
+            for e in examples
+            if e.review
+        ),
+    )
+    report = summarize(cfg, examples, trainer)
+    write_json(paths.report("train"), report)
+    return report
+
+
+def add_lora(base: Any, settings: LoraSettings, seed: int) -> Any:
+    """Wrap ``base`` with freshly initialised LoRA weights, reproducibly."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    return get_peft_model(
+        base,
+        LoraConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            target_modules=list(settings.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[str, Any]:
+    """The report: counts, gates, first and last loss."""
+    first, last = trainer.history[0], trainer.history[-1]
+    report: dict[str, Any] = {
+        "method": cfg.train.method,
+        "records": len(examples),
+        "steps": len(trainer.history),
+        "loss_first": first["loss"],
+        "loss_last": last["loss"],
+        "abstaining": sum(e.abstention is not None for e in examples),
+        "review": sum(e.review for e in examples),
+        "unscored": sum(bool(np.isnan(e.quality).all()) for e in examples),
+    }
+    if trainer.gates:
+        gates = np.array([row.gate for row in trainer.gates.values()])
+        report["gates"] = {
+            "mean": float(gates.mean()),
+            "share_zero": float((gates == 0).mean()),
+            "share_above_half": float((gates > 0.5).mean()),
+        }
+    return report
+
+
+def _check_gates_open(examples: list[Example], gates: dict[str, GateRow]) -> None:
+    misaligned = sum(bool((e.quality < 0.5).all(0).any()) for e in examples)
+    if misaligned and not any(row.gate > 0 for row in gates.values()):
+        raise AaftError(
+            f"train: {misaligned} records have only misaligned answers, yet no gate opened; "
+            "check train.gate"
+        )

@@ -1,0 +1,188 @@
+"""The training loop: gate a window, lay out its terms, accumulate, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aaft.config import TrainConfig
+from aaft.errors import AaftError
+from aaft.models.packed import PackedRow, branch_logprobs, pack
+from aaft.progress import progress
+from aaft.tuning.examples import Example, Scores, stack
+from aaft.tuning.gate import always_closed, gate
+from aaft.tuning.objective import Part, Term, gated_terms, supervised_terms
+from aaft.tuning.weights import Standing, candidate_weights, standing
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What the gate saw of a window under the current policy."""
+
+    gates: torch.Tensor
+    standing: Standing
+    weights: torch.Tensor
+    log_ratio: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """The last gate of a record."""
+
+    id: str
+    gate: float
+    v: float
+    uncertainty: float
+    abstain: bool
+
+
+class Trainer:
+    """Trains ``model`` in place; ``history`` and ``gates`` fill as it goes."""
+
+    def __init__(
+        self, model: Any, examples: Sequence[Example], cfg: TrainConfig, seed: int
+    ) -> None:
+        self._model = model
+        self._examples = examples
+        self._cfg = cfg
+        self._seed = seed
+        self.history: list[dict[str, float | int]] = []
+        self.gates: dict[str, GateRow] = {}
+
+    def run(self) -> None:
+        """Train for the configured epochs.
+
+        Raises:
+            AaftError: the loss or the gradient of a step is not finite; record ids are named.
+        """
+        from transformers import get_cosine_schedule_with_warmup
+
+        cfg = self._cfg
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay
+        )
+        per_epoch = math.ceil(len(self._examples) / cfg.rows_per_step)
+        steps = per_epoch * cfg.epochs
+        schedule = get_cosine_schedule_with_warmup(
+            optimizer, math.ceil(cfg.warmup_fraction * steps), steps
+        )
+        self._model.train()
+        with progress("train", steps * cfg.rows_per_step, "rows") as advance:
+            for step, window in enumerate(self._windows(), start=1):
+                terms, gating = self._plan(window)
+                losses = self._accumulate(window, terms)
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm))
+                if not math.isfinite(norm + sum(losses.values())):
+                    ids = ", ".join(example.id for example in window)
+                    raise AaftError(
+                        f"train: step {step}: loss or gradient is not finite; records {ids}; "
+                        "lower train.learning_rate or look at these records"
+                    )
+                lr = schedule.get_last_lr()[0]
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                self.history.append(_history_row(step, losses, lr, norm, gating, terms))
+                advance(len(window))
+
+    def _windows(self) -> Iterator[list[Example]]:
+        """Shuffled windows of ``rows_per_step`` examples, each sorted by length."""
+        for epoch in range(self._cfg.epochs):
+            shuffle = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self._examples), generator=shuffle).tolist()
+            for start in range(0, len(order), self._cfg.rows_per_step):
+                window = [self._examples[i] for i in order[start : start + self._cfg.rows_per_step]]
+                yield sorted(window, key=lambda e: (len(e.prompt), e.id))
+
+    def _plan(self, window: Sequence[Example]) -> tuple[list[Term], Gating | None]:
+        if self._cfg.method == "sft":
+            return supervised_terms(window, [1.0] * len(window)), None
+        scores = stack(window)
+        gating = self.measure(window, scores)
+        for i, example in enumerate(window):
+            self.gates[example.id] = GateRow(
+                example.id,
+                float(gating.gates[i]),
+                float(gating.standing.value[i]),
+                float(gating.standing.uncertainty[i]),
+                example.abstention is not None,
+            )
+        terms = gated_terms(
+            window, scores, gating.gates, gating.weights, gating.log_ratio, self._cfg.objective
+        )
+        return terms, gating
+
+    def measure(self, window: Sequence[Example], scores: Scores) -> Gating:
+        """Gate ``window`` under the current policy.
+
+        Candidates are computed only where the policy can matter: not where the gate is closed
+        whatever the policy does.
+        """
+        cfg = self._cfg.gate
+        closed = always_closed(scores.quality, scores.uncertainty, cfg)
+        log_ratio = torch.zeros_like(scores.logprob)
+        needed = [i for i in range(len(window)) if not closed[i]]
+        for batch in _chunks(needed, self._cfg.rows_per_batch):
+            rows = [PackedRow(window[i].prompt, window[i].candidates) for i in batch]
+            with torch.no_grad():
+                logprobs = branch_logprobs(self._model, pack(rows)).double().cpu()
+            log_ratio[batch] = logprobs.reshape(len(batch), -1) - scores.logprob[batch]
+        weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
+        state = standing(weights, scores.quality, scores.uncertainty)
+        gates = gate(state.value, state.uncertainty, cfg)
+        abstaining = torch.tensor([example.abstention is not None for example in window])
+        return Gating(gates.masked_fill(abstaining, 1.0), state, weights, log_ratio)
+
+    def _accumulate(self, window: Sequence[Example], terms: Sequence[Term]) -> dict[Part, float]:
+        """Backpropagate the window's loss in micro-batches; return its parts."""
+        losses: dict[Part, float] = {"sft": 0.0, "pg": 0.0, "abstain": 0.0}
+        members = sorted({term.example for term in terms})
+        for batch in _chunks(members, self._cfg.rows_per_batch):
+            chosen = [[t for t in terms if t.example == i] for i in batch]
+            rows = [
+                PackedRow(window[i].prompt, [t.response for t in row])
+                for i, row in zip(batch, chosen, strict=True)
+            ]
+            flat = [term for row in chosen for term in row]
+            nll = -branch_logprobs(self._model, pack(rows))
+            coefficients = torch.tensor([t.coefficient for t in flat], device=nll.device)
+            (coefficients * nll).sum().backward()
+            for term, value in zip(flat, nll.detach().tolist(), strict=True):
+                for part, coefficient in term.parts.items():
+                    losses[part] += coefficient * value
+        return losses
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def _history_row(
+    step: int,
+    losses: dict[Part, float],
+    lr: float,
+    norm: float,
+    gating: Gating | None,
+    terms: Sequence[Term],
+) -> dict[str, float | int]:
+    row: dict[str, float | int] = {"step": step, "loss": sum(losses.values())}
+    row |= {part: loss for part, loss in losses.items()}  # noqa: C416 - mypy: keys are literals
+    row |= {"lr": lr, "grad_norm": norm, "responses": len(terms)}
+    if gating is not None:
+        p10, p50, p90 = gating.gates.quantile(
+            torch.tensor([0.1, 0.5, 0.9], dtype=gating.gates.dtype)
+        ).tolist()
+        row |= {
+            "gate_p10": p10,
+            "gate_p50": p50,
+            "gate_p90": p90,
+            "gate_open_share": float((gating.gates > 0).double().mean()),
+            "ess": float(gating.standing.ess.mean()),
+        }
+    return row

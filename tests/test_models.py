@@ -1,0 +1,160 @@
+"""Packed log-probabilities and cached generation against one plain forward pass a response."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aaft.errors import AaftError
+from aaft.models.generate import complete, greedy, prefill, response_logprobs
+from aaft.models.packed import PackedRow, branch_logprobs, pack
+from aaft.models.policy import Codec, load_codec, load_policy, locate_model, save_adapter
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return tiny.policy()
+
+
+def plain_logprob(model: torch.nn.Module, prompt: list[int], response: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0].float().log_softmax(-1)
+    return sum(float(logits[len(prompt) - 1 + i, t]) for i, t in enumerate(response))
+
+
+ids = st.lists(st.integers(4, 250), min_size=1, max_size=12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(ids, st.lists(ids, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_packed_branches_score_as_if_each_stood_alone(model, rows) -> None:
+    packed = branch_logprobs(model, pack([PackedRow(p, bs) for p, bs in rows])).tolist()
+    alone = [plain_logprob(model, p, b) for p, bs in rows for b in bs]
+    # bfloat16 autocast on one side, float32 on the other.
+    assert packed == pytest.approx(alone, rel=0.03, abs=0.35)
+
+
+def test_packed_branches_are_exact_without_autocast(model, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: torch.enable_grad())
+    rows = [PackedRow([5, 6, 7], [[8, 9], [10], [11, 12, 13]]), PackedRow([9] * 9, [[4]])]
+    packed = branch_logprobs(model, pack(rows)).tolist()
+    alone = [plain_logprob(model, r.prompt, b) for r in rows for b in r.branches]
+    assert packed == pytest.approx(alone, abs=1e-4)
+
+
+def test_cached_gold_logprobs_equal_a_plain_forward_pass(model) -> None:
+    prompts = [[5, 6, 7, 8], [9], [10, 11]]
+    responses = [[20, 0], [21, 22, 23, 0], [24]]
+    padded, mask, cache = prefill(model, prompts)
+    got = response_logprobs(model, padded, mask, cache, responses)
+    want = [plain_logprob(model, p, r) for p, r in zip(prompts, responses, strict=True)]
+    assert got == pytest.approx(want, abs=1e-4)
+
+
+def test_rollout_logprobs_are_those_of_the_drawn_tokens(model) -> None:
+    prompts = [[5, 6, 7, 8], [9]]
+    padded, mask, cache = prefill(model, prompts)
+    rows = complete(
+        model,
+        padded,
+        mask,
+        cache,
+        end_id=0,
+        max_new_tokens=6,
+        temperature=0.7,
+        seeds=[[1, 2], [3, 4]],
+    )
+    for prompt, samples in zip(prompts, rows, strict=True):
+        for sample in samples:
+            drawn = sample.ids + [0] * sample.ended
+            assert sample.tokens == len(drawn)
+            assert sample.logprob == pytest.approx(plain_logprob(model, prompt, drawn), abs=1e-3)
+
+
+def test_a_rows_samples_do_not_depend_on_its_neighbours(model) -> None:
+    def draw(prompts, seeds):
+        padded, mask, cache = prefill(model, prompts)
+        return complete(
+            model, padded, mask, cache, end_id=0, max_new_tokens=8, temperature=1.0, seeds=seeds
+        )
+
+    alone = draw([[5, 6]], [[7, 8]])
+    among = draw([[9, 9, 9], [5, 6], [4]], [[1, 2], [7, 8], [3, 4]])
+    assert [c.ids for c in alone[0]] == [c.ids for c in among[1]]
+
+
+def test_samples_follow_the_models_distribution(model) -> None:
+    prompt, n = [5, 6, 7], 4000
+    with torch.no_grad():
+        want = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    padded, mask, cache = prefill(model, [prompt])
+    drawn = complete(
+        model,
+        padded,
+        mask,
+        cache,
+        end_id=0,
+        max_new_tokens=1,
+        temperature=1.0,
+        seeds=[list(range(n))],
+    )[0]
+    first = torch.tensor([[*c.ids, 0][0] for c in drawn])
+    got = torch.bincount(first, minlength=len(want)).double() / n
+    assert float((got - want).abs().sum() / 2) < 0.1  # total variation
+
+
+def test_greedy_answers_come_back_in_the_prompts_order(model) -> None:
+    prompts = [[5], [6, 7, 8], [9, 10]]
+    together = greedy(model, prompts, end_id=0, max_new_tokens=5, batch_size=2)
+    alone = [greedy(model, [p], end_id=0, max_new_tokens=5, batch_size=1)[0].ids for p in prompts]
+    assert [c.ids for c in together] == alone
+
+
+def test_codec_ends_responses_and_opens_the_assistants_turn() -> None:
+    codec = Codec(tiny.tokenizer())
+    ids = codec.prompt_ids([{"role": "user", "content": "hi"}], prefill="Sure")
+    assert codec.tokenizer.decode(ids) == "<|user|>hi<|end|><|assistant|>Sure"
+    assert codec.response_ids("ok")[-1] == codec.end_id
+    assert codec.decode(codec.response_ids(" ok ")) == "ok"
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./nothing", "a b c"])
+def test_a_missing_model_directory_is_named_with_the_remedy(name) -> None:
+    with pytest.raises(AaftError, match=r"policy.model: model directory .* does not exist; run"):
+        locate_model(name)
+
+
+def test_a_folder_that_exists_makes_its_missing_child_a_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate_model("models/policy") == "models/policy"  # could be a hub id
+    Path("models").mkdir()
+    with pytest.raises(AaftError, match="does not exist"):
+        locate_model("models/policy")
+
+
+def test_an_adapter_round_trips_and_its_bytes_do_not_depend_on_set_order(tmp_path: Path) -> None:
+    from aaft.config import LoraSettings
+    from aaft.tuning.stage import add_lora
+
+    base = tiny.save_policy(tmp_path / "base")
+    device = torch.device("cpu")
+    model = add_lora(load_policy(str(base), device, torch.float32), LoraSettings(r=2, alpha=4), 0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.05)
+    save_adapter(model, tmp_path / "adapter")
+    merged = load_policy(str(tmp_path / "adapter"), device, torch.float32)
+    x = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.allclose(merged(x).logits, model.eval()(x).logits, atol=1e-4)
+    import json
+
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    assert load_codec(str(base)).end_id == 0

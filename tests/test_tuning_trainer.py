@@ -1,0 +1,196 @@
+"""The objective's limits and the trainer: bit for bit plain SFT when no gate is open."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from aaft.config import GateSettings, LoraSettings, ObjectiveSettings, TrainConfig
+from aaft.errors import AaftError
+from aaft.tuning.examples import Example, stack
+from aaft.tuning.objective import gated_terms, supervised_terms
+from aaft.tuning.stage import add_lora
+from aaft.tuning.trainer import Trainer
+from aaft.tuning.weights import candidate_weights
+from tests import tiny
+
+
+def example(number: int, quality: list[float], *, abstention: list[int] | None = None) -> Example:
+    """Candidates of different lengths, one objective, no uncertainty."""
+    rng = np.random.default_rng(number)
+    texts = [rng.integers(4, 250, size=3 + k + number % 3).tolist() for k in range(len(quality))]
+    return Example(
+        id=f"r{number}",
+        prompt=rng.integers(4, 250, size=4 + number % 5).tolist(),
+        candidates=texts,
+        quality=np.array(quality)[:, None],
+        uncertainty=np.zeros((len(quality), 1)),
+        logprob=np.array([-6.0 * len(t) for t in texts]),
+        abstention=abstention,
+        review=False,
+    )
+
+
+def train(examples: list[Example], **changes) -> tuple[dict[str, torch.Tensor], Trainer]:
+    cfg = TrainConfig(
+        rows_per_step=changes.pop("rows_per_step", 4),
+        rows_per_batch=changes.pop("rows_per_batch", 4),
+        learning_rate=1e-2,
+        **changes,
+    )
+    model = add_lora(tiny.policy(), LoraSettings(r=2, alpha=4), 0)
+    trainer = Trainer(model, examples, cfg, seed=0)
+    trainer.run()
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, trainer
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_all_gates_closed_gives_the_same_bits_as_plain_sft() -> None:
+    examples = [example(i, [0.99, 0.98]) for i in range(10)]
+    gated, trainer = train(examples)
+    plain, baseline = train(examples, method="sft")
+    assert same_bits(gated, plain)
+    assert [h["loss"] for h in trainer.history] == [h["loss"] for h in baseline.history]
+    assert all(row.gate == 0.0 for row in trainer.gates.values())
+
+
+def test_gates_that_close_only_by_the_policys_preference_still_give_plain_sft() -> None:
+    # The bad rollout keeps the gate from being closed in advance; mu rates it out of sight.
+    examples = [example(i, [0.99, 0.05]) for i in range(6)]
+    for e in examples:
+        e.logprob[:] = [-40.0 * len(e.candidates[0]), 0.0]
+    gated, trainer = train(examples)
+    plain, _ = train(examples, method="sft")
+    assert all(row.gate == 0.0 for row in trainer.gates.values())
+    assert same_bits(gated, plain)
+
+
+def test_an_open_gate_changes_the_weights_and_is_recorded() -> None:
+    examples = [example(i, [0.1, 0.9]) for i in range(12)]
+    gated, trainer = train(examples)
+    plain, _ = train(examples, method="sft")
+    assert not same_bits(gated, plain)
+    assert {row.gate for row in trainer.gates.values()} != {0.0}
+    assert trainer.history[-1]["gate_open_share"] > 0
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 3, 8])
+def test_micro_batches_do_not_change_the_loss_beyond_rounding(rows_per_batch) -> None:
+    examples = [
+        example(i, [0.1, 0.9] if i % 2 else [0.99, 0.9], abstention=[7, 0] if i == 1 else None)
+        for i in range(8)
+    ]
+    _, whole = train(examples, rows_per_step=8, rows_per_batch=8)
+    _, parts = train(examples, rows_per_step=8, rows_per_batch=rows_per_batch)
+    assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.02)
+
+
+def slow_loss(examples, gates, weights, ratios, nll, cfg) -> float:
+    """DESIGN 2.9, term by term, for one objective."""
+    tokens = sum(
+        len(e.candidates[0])
+        for e, g in zip(examples, gates, strict=True)
+        if g < 1 and e.abstention is None
+    )
+    total = 0.0
+    for i, e in enumerate(examples):
+        if e.abstention is None and gates[i] < 1:
+            total += (1 - gates[i]) * nll[i][0] / tokens
+        count = len(e.candidates)
+        for k in range(count):
+            others = [j for j in range(count) if j != k]
+            baseline = cfg.floor
+            if others:
+                mass = sum(weights[i][j] for j in others)
+                mean = sum(weights[i][j] * e.quality[j, 0] for j in others) / mass
+                baseline = max(mean - cfg.delta, cfg.floor)
+            gain = e.quality[k, 0] - baseline
+            length = len(e.candidates[k])
+            fade = 0.0
+            if -ratios[i][k] / length <= cfg.trust:
+                fade = 2 / (1 + math.exp(-cfg.beta_n * min(ratios[i][k], 0.0)))
+            phi = max(gain, 0) - max(-gain, 0) * fade
+            total += cfg.lambda_pg * gates[i] * phi * nll[i][k] / length / count / len(examples)
+        if e.abstention is not None:
+            total += cfg.lambda_abstain * nll[i][-1] / len(e.abstention) / len(examples)
+    return total
+
+
+def test_the_terms_add_up_to_the_design_formula() -> None:
+    cfg = ObjectiveSettings(lambda_pg=0.7, lambda_abstain=1.3)
+    examples = [
+        example(0, [0.9, 0.2, 0.4]),
+        example(1, [0.1, 0.3, 0.8]),
+        example(2, [0.1, 0.1, 0.2], abstention=[9, 8, 0]),
+    ]
+    scores = stack(examples)
+    ratios = torch.tensor([[1.0, -0.5, 0.0], [-0.2, 0.3, 2.0], [0.0, -9.0, 0.1]]).double()
+    gates = torch.tensor([0.0, 0.6, 1.0]).double()
+    weights = candidate_weights(ratios, scores.tokens, 3.0)
+    rng = np.random.default_rng(0)
+    nll = [[float(x) for x in rng.uniform(1, 30, size=4)] for _ in examples]
+    terms = gated_terms(examples, scores, gates, weights, ratios, cfg)
+    total = 0.0
+    for term in terms:
+        e = examples[term.example]
+        which = e.candidates.index(term.response) if term.response in e.candidates else -1
+        total += term.coefficient * nll[term.example][which]
+    want = slow_loss(examples, gates.tolist(), weights.tolist(), ratios.tolist(), nll, cfg)
+    assert total == pytest.approx(want, rel=1e-9)
+
+
+def test_lambda_zero_is_gate_weighted_sft() -> None:
+    examples = [example(0, [0.9, 0.2]), example(1, [0.1, 0.8])]
+    scores, gates = stack(examples), torch.tensor([0.25, 0.5]).double()
+    zeros = torch.zeros(2, 2).double()
+    weights = candidate_weights(zeros, scores.tokens, 3.0)
+    terms = gated_terms(examples, scores, gates, weights, zeros, ObjectiveSettings(lambda_pg=0))
+    assert terms == supervised_terms(examples, [0.75, 0.5])
+
+
+def test_no_rollouts_make_a_gold_only_gate() -> None:
+    examples = [example(i, [0.1 if i % 2 else 0.99]) for i in range(4)]
+    _, trainer = train(examples)
+    assert [trainer.gates[f"r{i}"].gate for i in range(4)] == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_an_abstaining_example_learns_to_decline_and_not_its_gold() -> None:
+    declining = [200, 201, 0]
+    examples = [example(i, [0.05, 0.05], abstention=declining) for i in range(4)]
+    _, trainer = train(examples * 8, epochs=5, objective=ObjectiveSettings(lambda_pg=0.0))
+    first, last = trainer.history[0], trainer.history[-1]
+    assert first["sft"] == 0.0
+    assert last["abstain"] < 0.5 * first["abstain"]
+
+
+def test_training_twice_gives_the_same_bits() -> None:
+    examples = [example(i, [0.1, 0.9] if i % 2 else [0.99, 0.9]) for i in range(6)]
+    assert same_bits(train(examples)[0], train(examples)[0])
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_records() -> None:
+    bad = example(0, [0.1, 0.9])
+    bad.logprob[:] = math.nan
+    with pytest.raises(AaftError, match=r"step 1: .* records r0"):
+        train([bad])
+
+
+def test_a_closed_gate_needs_no_candidates(monkeypatch) -> None:
+    from aaft.tuning import trainer as module
+
+    packed = []
+    real = module.pack
+    monkeypatch.setattr(module, "pack", lambda rows: packed.extend(rows) or real(rows))
+    train([example(i, [0.99, 0.99]) for i in range(4)])
+    assert all(len(row.branches) == 1 for row in packed)
+    assert len(packed) == 4
+
+
+def test_the_default_gate_is_what_the_design_says() -> None:
+    assert GateSettings() == GateSettings(eta=3.0, uncertainty=0.5, low=0.15, width=0.35)
