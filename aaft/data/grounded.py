@@ -24,8 +24,9 @@ class Pools:
 def split_pools(rows: list[Grounded], bench: int, train: int, spare: int, judge: int) -> Pools:
     """Deal usable rows into pools of the given sizes (rows).
 
-    A usable row has a passage of at most ``MAX_PASSAGE`` characters with the right answer in it, which
-    isn't a bare yes or no. Nothing near a bench question or passage gets into another pool.
+    A usable row has a passage of at most ``MAX_PASSAGE`` characters with the right answer in it,
+    and that isn't a bare yes or no. Nothing near a bench question or passage gets into another
+    pool.
     """
     usable = [row for row in rows if _usable(row)]
     usable = unique(unique(usable, lambda row: row.passage), lambda row: row.question)

@@ -27,6 +27,8 @@ from aaft.judges.head import Features, LogisticHead, fit_head
 from aaft.judges.text import content_words, is_abstention, normalize_answer, refusal_phrase, words
 
 HEADS = ("intent", "refusal", "supported", "answerable")
+# Chosen by five-fold cross-validation, grouped by prompt, within the fit split.
+_REGULARIZATION = {"intent": 0.01, "refusal": 0.3, "supported": 1.0, "answerable": 1.0}
 
 
 class EmbeddedJudge:
@@ -102,19 +104,20 @@ def fit(rows: Mapping[str, Sequence[Mapping[str, Any]]], encoder: Encoder) -> Em
         for name in ("intent", "refusal", "grounding")
     )
     samples = [Sample(row["prompt"], row["response"], row["context"]) for row in grounding]
-    heads = {
-        "intent": fit_head(
-            encoder.encode([row["prompt"] for row in intent]), _labels(intent), "intent"
-        ),
-        "refusal": fit_head(
+    data = {
+        "intent": (encoder.encode([row["prompt"] for row in intent]), _labels(intent)),
+        "refusal": (
             refusal_features(encoder, [row["response"] for row in refusal]),
             _labels(refusal),
-            "refusal",
         ),
-        "supported": fit_head(support_features(encoder, samples), _labels(grounding), "supported"),
+        "supported": (support_features(encoder, samples), _labels(grounding)),
     }
     match, matched = answerable_rows(grounding)
-    heads["answerable"] = fit_head(match_features(encoder, match), matched, "answerable")
+    data["answerable"] = (match_features(encoder, match), matched)
+    heads = {
+        name: fit_head(features, labels, name, _REGULARIZATION[name])
+        for name, (features, labels) in data.items()
+    }
     return EmbeddedJudge(encoder, heads)
 
 

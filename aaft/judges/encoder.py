@@ -36,7 +36,7 @@ class Encoder:
     @property
     def digest(self) -> str:
         """Digest of the encoder's weights' fingerprint and settings."""
-        total = sum(float(p.double().sum()) for p in self._model.parameters())
+        total = sum(p.detach().double().sum().item() for p in self._model.parameters())
         return text_digest(f"{self._model.config.to_json_string()} {total!r} {_MAX_TOKENS}")
 
     @torch.inference_mode()

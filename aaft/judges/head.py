@@ -52,7 +52,7 @@ class LogisticHead:
 
 
 def fit_head(
-    features: Features, labels: npt.NDArray[np.int64], name: str, regularization: float = 0.01
+    features: Features, labels: npt.NDArray[np.int64], name: str, regularization: float
 ) -> LogisticHead:
     """Fit a class-balanced L2 logistic regression.
 

@@ -43,13 +43,14 @@ class _Sample(LogitsProcessor):
         input_ids: torch.Tensor,  # noqa: ARG002 - the processor's signature
         scores: torch.Tensor,
     ) -> torch.Tensor:
-        logprobs = scores.float().log_softmax(-1)
-        cdf = (scores.float() / self._temperature).softmax(-1).cumsum(-1)
+        scores = scores.float()
+        cdf = (scores / self._temperature).softmax(-1).cumsum(-1)
         draws = torch.stack([torch.rand(1, generator=g) for g in self._streams]).to(self._device)
         # Scaling by the last value keeps a draw near 1 inside the vocabulary despite rounding.
         chosen = torch.searchsorted(cdf, draws * cdf[:, -1:]).clamp(max=scores.shape[-1] - 1)
-        self.logprobs.append(logprobs.gather(1, chosen)[:, 0].cpu())
-        return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+        logprobs = scores.gather(1, chosen)[:, 0] - scores.logsumexp(-1)
+        self.logprobs.append(logprobs.cpu())
+        return scores.fill_(float("-inf")).scatter_(1, chosen, 0.0)
 
 
 def prompt_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -36,11 +36,11 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             every answer alike.
     """
     out = paths.stage("score")
-    paths.report("score").unlink(missing_ok=True)
     locate_model(cfg.policy.model)
     records = read_clean(paths.stage("validate") / "clean.jsonl")
     labelled = {name: read_jsonl(cfg.data.judge / f"{name}.jsonl") for name in JUDGE_FILES}
 
+    paths.report("score").unlink(missing_ok=True)
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
     print("score: fitting the judges", flush=True)

@@ -34,10 +34,10 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             misaligned answers are there to open them.
     """
     out, scored = paths.stage("train"), paths.stage("score")
-    paths.report("train").unlink(missing_ok=True)
     locate_model(cfg.policy.model)
     score_report = read_json(paths.report("score"))
     records = read_clean(paths.stage("validate") / "clean.jsonl")
+    paths.report("train").unlink(missing_ok=True)
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
 

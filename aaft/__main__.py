@@ -1,0 +1,5 @@
+"""``python -m aaft``."""
+
+from aaft.cli import main
+
+main()
