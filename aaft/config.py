@@ -61,8 +61,8 @@ class ValidateConfig(_Section):
 
 class ScoreConfig(_Section):
     rollouts: int = Field(2, ge=0, description="K, rollouts per prompt from the reference")
-    max_new_tokens: int = Field(24, gt=0)
-    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(16, gt=0)
+    temperature: float = Field(0.7, gt=0)
     batch_size: int = Field(64, gt=0)
 
 

@@ -8,7 +8,7 @@ from aaft.data.separation import Taken
 from aaft.data.sources import Grounded
 from aaft.data.text import contains, normalise, ranked, sentences, unique
 
-MAX_PASSAGE = 330
+MAX_PASSAGE = 280
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 
 
+# Added to the score of a position that must not be seen; finite, so that no softmax is NaN.
+_HIDDEN = -1e9
+
+
 @dataclass(frozen=True)
 class PackedRow:
     """A prompt and its branches, each a non-empty list of token ids."""
@@ -50,35 +54,35 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions = torch.zeros_like(ids)
     tree = any(len(row.branches) != 1 for row in rows)
-    mask = torch.zeros(len(rows), 1, width, width, dtype=torch.bool) if tree else None
+    seen = torch.zeros(len(rows), 1, width, width, dtype=torch.bool) if tree else None
     predictor, labels, owner = [], [], []
     count = 0
     for b, row in enumerate(rows):
         stem = len(row.prompt)
         ids[b, :stem] = torch.tensor(row.prompt)
         positions[b, :stem] = torch.arange(stem)
-        if mask is not None:
-            mask[b, 0, :stem, :stem] = torch.ones(stem, stem).tril().bool()
+        if seen is not None:
+            seen[b, 0, :stem, :stem] = torch.ones(stem, stem).tril().bool()
         start = stem
         for branch in row.branches:
             stop = start + len(branch)
             ids[b, start:stop] = torch.tensor(branch)
             positions[b, start:stop] = torch.arange(stem, stem + len(branch))
-            if mask is not None:
-                mask[b, 0, start:stop, :stem] = True
+            if seen is not None:
+                seen[b, 0, start:stop, :stem] = True
                 own = torch.ones(len(branch), len(branch)).tril().bool()
-                mask[b, 0, start:stop, start:stop] = own
+                seen[b, 0, start:stop, start:stop] = own
             predictor += [(b, stem - 1), *((b, p) for p in range(start, stop - 1))]
             labels += branch
             owner += [count] * len(branch)
             count += 1
             start = stop
-        if mask is not None:
+        if seen is not None:
             # A padding row must see something, or its softmax is NaN.
-            mask[b, 0, start:, 0] = True
+            seen[b, 0, start:, 0] = True
     return PackedBatch(
         ids,
-        mask,
+        None if seen is None else torch.zeros(seen.shape).masked_fill(~seen, _HIDDEN),
         positions if tree else None,
         torch.tensor(predictor, dtype=torch.long).reshape(-1, 2),
         torch.tensor(labels, dtype=torch.long),

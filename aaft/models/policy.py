@@ -94,7 +94,11 @@ def load_codec(name: str, revision: str | None = None) -> Codec:
 
 
 def load_policy(
-    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    attention: str = "sdpa",
 ) -> Any:
     """Load a causal language model in evaluation mode.
 
@@ -105,6 +109,7 @@ def load_policy(
         device: where to place it.
         dtype: dtype of the weights.
         revision: hub revision.
+        attention: transformers' attention implementation.
 
     Raises:
         AaftError: not found.
@@ -117,7 +122,9 @@ def load_policy(
     if adapter.is_file():
         locate_model(base, key=f"{adapter}: base_model_name_or_path")
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, revision=revision, attn_implementation=attention
+        )
     except OSError as error:
         raise AaftError(_hub_message(base, error)) from None
     if adapter.is_file():

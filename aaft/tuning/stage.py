@@ -51,7 +51,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     examples = load_examples(
         scored, records, codec, objectives, false_accept, cfg.policy.max_tokens
     )
-    base = load_policy(cfg.policy.model, device, torch.float32, cfg.policy.revision)
+    attention = runtime.training_attention(device)
+    base = load_policy(cfg.policy.model, device, torch.float32, cfg.policy.revision, attention)
     model = add_lora(base, cfg.train.lora, cfg.seed)
     trainer = Trainer(model, examples, cfg.train, cfg.seed)
     trainer.run()
