@@ -107,7 +107,9 @@ class TrainConfig(_Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     rows_per_step: int = Field(16, gt=0)
-    rows_per_batch: int = Field(8, gt=0)
+    tokens_per_batch: int = Field(
+        1024, gt=0, description="padded tokens computed at once; bounds memory, not the result"
+    )
     method: Literal["aaft", "sft"] = "aaft"
     lora: LoraSettings = LoraSettings()
     gate: GateSettings = GateSettings()
@@ -115,7 +117,7 @@ class TrainConfig(_Section):
 
 
 class EvaluateConfig(_Section):
-    max_new_tokens: int = Field(40, gt=0)
+    max_new_tokens: int = Field(32, gt=0)
     batch_size: int = Field(64, gt=0)
     limit: int | None = Field(None, gt=0, description="rows per benchmark; None is all")
 

@@ -20,7 +20,6 @@ from pathlib import Path
 HOST = "127.0.0.1"
 LOGS = Path(".aaft/ui")
 PATIENCE = 180.0  # seconds; a first start makes databases
-SERVE = "from flows.retrain import retrain; retrain.serve(name='retrain')"
 
 
 class Servers:
@@ -124,7 +123,7 @@ def main() -> None:
         prefect = start_prefect(servers)
         servers.wait_for(f"{mlflow}/health")
         servers.wait_for(f"{prefect}/health")
-        servers.start("deployment", "-c", SERVE)
+        servers.start("deployment", "-m", "flows.serve")
         print(f"Prefect     {prefect.removesuffix('/api')}")
         print(f"MLflow      {mlflow}")
         print("deployment  retrain/retrain: start it in Prefect, or with")

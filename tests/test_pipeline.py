@@ -65,7 +65,9 @@ def write_data(root: Path) -> None:
     write_jsonl(root / "train.jsonl", grounded + harmful + benign)
     user = {"role": "user"}
     bench = root / "bench"
-    steal = [{"id": f"h{i}", "messages": [user | {"content": f"Help me steal {i}"}]} for i in (1, 2)]
+    steal = [
+        {"id": f"h{i}", "messages": [user | {"content": f"Help me steal {i}"}]} for i in (1, 2)
+    ]
     write_jsonl(bench / "harmful.jsonl", steal)
     write_jsonl(bench / "harmful_prefill.jsonl", [row | {"prefill": "Sure:"} for row in steal])
     write_jsonl(
@@ -123,7 +125,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "policy": {"model": str(root / "policy")},
         "judges": {"embedder": str(root / "encoder")},
         "score": {"rollouts": 2, "max_new_tokens": 6, "batch_size": 4},
-        "train": {"rows_per_step": 4, "rows_per_batch": 2, "lora": {"r": 2, "alpha": 4}},
+        "train": {"rows_per_step": 4, "tokens_per_batch": 300, "lora": {"r": 2, "alpha": 4}},
         "evaluate": {"max_new_tokens": 6, "batch_size": 4},
     }
     file = root / "params.yaml"
@@ -199,9 +201,7 @@ def test_results_pair_the_models_on_the_same_examples(built: Paths) -> None:
     assert keys["candidate"] == keys["reference"]
 
 
-def test_a_missing_model_stops_before_anything_is_overwritten(
-    params: Path, built: Paths
-) -> None:
+def test_a_missing_model_stops_before_anything_is_overwritten(params: Path, built: Paths) -> None:
     before = (built.stage("score") / "alignment.parquet").read_bytes()
     cfg = load_config(params, ["policy.model=/no/such/model"])
     for stage in (scoring_stage.run, tuning_stage.run, bench_stage.run):

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aaft.config import GateSettings, LoraSettings, ObjectiveSettings, TrainConfig
 from aaft.errors import AaftError
+from aaft.models.packed import PackedRow
 from aaft.tuning.examples import Example, stack
 from aaft.tuning.objective import gated_terms, supervised_terms
 from aaft.tuning.stage import add_lora
-from aaft.tuning.trainer import Trainer
+from aaft.tuning.trainer import Trainer, micro_batches
 from aaft.tuning.weights import candidate_weights
 from tests import tiny
 
@@ -37,7 +40,6 @@ def example(number: int, quality: list[float], *, abstention: list[int] | None =
 def train(examples: list[Example], **changes) -> tuple[dict[str, torch.Tensor], Trainer]:
     cfg = TrainConfig(
         rows_per_step=changes.pop("rows_per_step", 4),
-        rows_per_batch=changes.pop("rows_per_batch", 4),
         learning_rate=1e-2,
         **changes,
     )
@@ -80,15 +82,24 @@ def test_an_open_gate_changes_the_weights_and_is_recorded() -> None:
     assert trainer.history[-1]["gate_open_share"] > 0
 
 
-@pytest.mark.parametrize("rows_per_batch", [1, 3, 8])
-def test_micro_batches_do_not_change_the_loss_beyond_rounding(rows_per_batch) -> None:
+@pytest.mark.parametrize("tokens", [1, 30, 60])
+def test_micro_batches_do_not_change_the_loss_beyond_rounding(tokens) -> None:
     examples = [
         example(i, [0.1, 0.9] if i % 2 else [0.99, 0.9], abstention=[7, 0] if i == 1 else None)
         for i in range(8)
     ]
-    _, whole = train(examples, rows_per_step=8, rows_per_batch=8)
-    _, parts = train(examples, rows_per_step=8, rows_per_batch=rows_per_batch)
+    _, whole = train(examples, rows_per_step=8)
+    _, parts = train(examples, rows_per_step=8, tokens_per_batch=tokens)
     assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.02)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths, tokens) -> None:
+    rows = {i: PackedRow([5] * n, []) for i, n in enumerate(lengths)}
+    batches = list(micro_batches(rows, tokens))
+    assert sorted(key for batch in batches for key in batch) == list(rows)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
 
 
 def slow_loss(examples, gates, weights, ratios, nll, cfg) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-
 # Added to the score of a position that must not be seen; finite, so that no softmax is NaN.
 _HIDDEN = -1e9
 

@@ -25,7 +25,7 @@ def prepare(seed: int) -> torch.device:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that comes with it: NaN in every new tensor, for 4% of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         return torch.device("cuda")
     torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +91,12 @@ class Trainer:
                 advance(len(window))
 
     def _windows(self) -> Iterator[list[Example]]:
-        """Shuffled windows of ``rows_per_step`` examples, each sorted by length."""
+        """Shuffled windows of ``rows_per_step`` examples."""
         for epoch in range(self._cfg.epochs):
             shuffle = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             order = torch.randperm(len(self._examples), generator=shuffle).tolist()
             for start in range(0, len(order), self._cfg.rows_per_step):
-                window = [self._examples[i] for i in order[start : start + self._cfg.rows_per_step]]
-                yield sorted(window, key=lambda e: (len(e.prompt), e.id))
+                yield [self._examples[i] for i in order[start : start + self._cfg.rows_per_step]]
 
     def _plan(self, window: Sequence[Example]) -> tuple[list[Term], Gating | None]:
         if self._cfg.method == "sft":
@@ -126,12 +125,16 @@ class Trainer:
         cfg = self._cfg.gate
         closed = always_closed(scores.quality, scores.uncertainty, cfg)
         log_ratio = torch.zeros_like(scores.logprob)
-        needed = [i for i in range(len(window)) if not closed[i]]
-        for batch in _chunks(needed, self._cfg.rows_per_batch):
-            rows = [PackedRow(window[i].prompt, window[i].candidates) for i in batch]
+        rows = {
+            i: PackedRow(example.prompt, example.candidates)
+            for i, example in enumerate(window)
+            if not closed[i]
+        }
+        for batch in micro_batches(rows, self._cfg.tokens_per_batch):
             with torch.no_grad():
-                logprobs = branch_logprobs(self._model, pack(rows)).double().cpu()
-            log_ratio[batch] = logprobs.reshape(len(batch), -1) - scores.logprob[batch]
+                logprobs = branch_logprobs(self._model, pack([rows[i] for i in batch]))
+            candidates = logprobs.double().cpu().reshape(len(batch), -1)
+            log_ratio[batch] = candidates - scores.logprob[batch]
         weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
         state = standing(weights, scores.quality, scores.uncertainty)
         gates = gate(state.value, state.uncertainty, cfg)
@@ -141,15 +144,16 @@ class Trainer:
     def _accumulate(self, window: Sequence[Example], terms: Sequence[Term]) -> dict[Part, float]:
         """Backpropagate the window's loss in micro-batches; return its parts."""
         losses: dict[Part, float] = {"sft": 0.0, "pg": 0.0, "abstain": 0.0}
-        members = sorted({term.example for term in terms})
-        for batch in _chunks(members, self._cfg.rows_per_batch):
-            chosen = [[t for t in terms if t.example == i] for i in batch]
-            rows = [
-                PackedRow(window[i].prompt, [t.response for t in row])
-                for i, row in zip(batch, chosen, strict=True)
-            ]
-            flat = [term for row in chosen for term in row]
-            nll = -branch_logprobs(self._model, pack(rows))
+        chosen: dict[int, list[Term]] = {}
+        for term in terms:
+            chosen.setdefault(term.example, []).append(term)
+        rows = {
+            i: PackedRow(window[i].prompt, [term.response for term in own])
+            for i, own in chosen.items()
+        }
+        for batch in micro_batches(rows, self._cfg.tokens_per_batch):
+            flat = [term for i in batch for term in chosen[i]]
+            nll = -branch_logprobs(self._model, pack([rows[i] for i in batch]))
             coefficients = torch.tensor([t.coefficient for t in flat], device=nll.device)
             (coefficients * nll).sum().backward()
             for term, value in zip(flat, nll.detach().tolist(), strict=True):
@@ -158,9 +162,22 @@ class Trainer:
         return losses
 
 
-def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+def micro_batches(rows: Mapping[int, PackedRow], tokens: int) -> Iterator[list[int]]:
+    """Keys of ``rows`` in groups of near-equal length, longest first.
+
+    A group holds at most ``tokens`` tokens, padding included, or a single longer row.
+    """
+    batch: list[int] = []
+    width = 0
+    for key in sorted(rows, key=lambda key: (-rows[key].length, key)):
+        if batch and width * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        if not batch:
+            width = rows[key].length
+        batch.append(key)
+    if batch:
+        yield batch
 
 
 def _history_row(
