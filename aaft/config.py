@@ -69,15 +69,7 @@ class ScoreConfig(_Section):
 class LoraSettings(_Section):
     r: int = Field(16, gt=0)
     alpha: int = Field(32, gt=0)
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
 
 
 class GateSettings(_Section):

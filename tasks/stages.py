@@ -35,6 +35,9 @@ _HIDDEN = (
     "Use `dvc push`",
     "ERROR: failed to reproduce",
     "error: ",
+    # No bad rows, nothing to review: the ordinary case.
+    "WARNING: 'build/validate/quarantine.jsonl' is empty",
+    "WARNING: 'build/train/review.jsonl' is empty",
 )
 
 

@@ -132,20 +132,8 @@ def read_lock(path: Path) -> dict[str, Any]:
 
 
 def run_key(cfg: Config, lock: Mapping[str, Any]) -> str:
-    """Digest of what ran on what: the lock, and the configuration outside of it.
-
-    Data Docs carry times of day, so they don't count.
-    """
-    stages = {
-        name: {
-            part: [item for item in value if not str(item.get("path", "")).endswith("data_docs")]
-            if part == "outs"
-            else value
-            for part, value in stage.items()
-        }
-        for name, stage in lock.items()
-    }
-    return text_digest(json.dumps([config_digest(cfg), stages], sort_keys=True, default=str))
+    """Digest of what ran on what: the lock, and the configuration outside of it."""
+    return text_digest(json.dumps([config_digest(cfg), lock], sort_keys=True, default=str))
 
 
 def config_digest(cfg: Config) -> str:

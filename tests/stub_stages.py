@@ -51,6 +51,7 @@ def train(params: dict, build: Path) -> None:
         build / "history.jsonl", lines([{"step": 1, "loss": {"nll": 2.0}}, {"step": 2, "loss": 1}])
     )
     write(build / "gates.parquet", "parquet")
+    write(build / "review.jsonl", "")
 
 
 def evaluate(params: dict, build: Path) -> None:

