@@ -42,7 +42,7 @@ def retrain(root: str = ".") -> Outcome:
 
     Raises:
         AaftError: an input is wrong or another run uses this folder.
-        StageError: a stage crashed or was killed; running again resumes.
+        StageError: a stage crashed or was killed; running again keeps what is finished.
     """
     quiet_expected_errors()
     with contextlib.chdir(root), exclusive(Path(".aaft/retrain.lock"), "a retraining", 0):

@@ -104,5 +104,5 @@ def explain_failure(stage: str, errors: Sequence[str]) -> Exception:
     if killed in {number.value for number in signal.Signals}:
         name = signal.Signals(killed).name
         hint = ", perhaps for lack of memory" if name == "SIGKILL" else ""
-        return StageError(f"{stage}: killed by {name}{hint}; run again to resume")
+        return StageError(f"{stage}: killed by {name}{hint}; run again, what is finished is kept")
     return StageError(f"{stage}: exited with code {code}; the log above says why")

@@ -130,7 +130,7 @@ def _log(name: str, weights: Weights, run_id: str, tags: Mapping[str, str]) -> A
         source, revision = weights.base, weights.revision
         if weights.adapter is not None:
             source, revision = str(Path(scratch, "merged")), None
-            merge_adapter(weights.base, weights.adapter, Path(source))
+            merge_adapter(weights.base, weights.adapter, Path(source), weights.revision)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         # MLflow looks a model's name up on the hub, with retries, unless it cannot be a hub id.

@@ -41,6 +41,7 @@ def score(params: dict, build: Path) -> None:
         raise ZeroDivisionError("a bug")
     write(build / "alignment.parquet", "parquet")
     write(build / "candidates.jsonl", "")
+    write(build / "conservative.jsonl", "")
     write(build / "judges/safety.json", "{}")
 
 

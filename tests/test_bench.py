@@ -40,6 +40,9 @@ def ask(**fields) -> BenchExample:
         ("Mumbai", ["Delhi"], 0.0, 0.0),
         ("Mumbai", ["Delhi", "Mumbai"], 1.0, 1.0),
         ("", ["Delhi"], 0.0, 0.0),
+        ("", ["-"], 0.0, 0.0),
+        ("\u5317\u4eac", ["\u6771\u4eac"], 0.0, 0.0),
+        ("\u6771\u4eac", ["\u6771\u4eac"], 1.0, 1.0),
     ],
 )
 def test_exact_match_and_f1_are_squads(response, answers, em, f1) -> None:

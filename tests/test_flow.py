@@ -184,7 +184,14 @@ def test_second_run_changes_nothing_and_dvc_agrees(finished) -> None:
     ("seed", "code", "message"),
     [
         (13, 2, "error: score: data/train.jsonl: line 3: no response; delete the row"),
-        (14, 1, "error: score: killed by SIGKILL, perhaps for lack of memory; run again to resume"),
+        (
+            14,
+            1,
+            (
+                "error: score: killed by SIGKILL, perhaps for lack of memory; "
+                "run again, what is finished is kept"
+            ),
+        ),
         (15, 1, "error: score: exited with code 1; the log above says why"),
     ],
 )

@@ -84,6 +84,9 @@ def test_answering_is_not_declining(text) -> None:
         ("It is not stated in the passage.", True),
         ("I don't know.", True),
         ("The passage says that it was 1990.", False),
+        ("There is no information about it.", True),
+        ("There is no information more reliable: it was 1912", False),
+        ("1912. The passage does not mention a month.", False),
         ("Delhi", False),
     ],
 )
@@ -135,7 +138,7 @@ def test_a_head_learns_saves_and_loads(tmp_path: Path) -> None:
 
 def test_a_head_needs_both_classes() -> None:
     with pytest.raises(AaftError, match="one class only"):
-        fit_head(np.zeros((3, 2), dtype=np.float32), np.ones(3, dtype=np.int64), "toy")
+        fit_head(np.zeros((3, 2), dtype=np.float32), np.ones(3, dtype=np.int64), "toy", 1.0)
 
 
 def make_callable(monkeypatch, function) -> CallableJudge:
@@ -159,6 +162,8 @@ def test_a_users_judge_scores_and_may_abstain(monkeypatch) -> None:
     [
         (lambda rows: [], "returned 0 rows for 1 samples"),
         (lambda rows: [{"tone": 1.5} for _ in rows], "outside"),
+        (lambda rows: [None for _ in rows], "no mapping"),
+        (lambda rows: [{"logprob": 0.5} for _ in rows], "can't be named"),
     ],
 )
 def test_a_users_judge_that_misbehaves_is_named(monkeypatch, function, message) -> None:

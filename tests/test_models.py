@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from aaft.errors import AaftError
 from aaft.models.generate import complete, greedy, prefill, response_logprobs
-from aaft.models.packed import PackedRow, branch_logprobs, pack
-from aaft.models.policy import Codec, load_codec, load_policy, locate_model, save_adapter
+from aaft.models.packed import PackedRow, branch_logprobs, check_logits, pack
+from aaft.models.policy import (
+    Codec,
+    load_codec,
+    load_policy,
+    locate_model,
+    locate_policy,
+    save_adapter,
+)
 from tests import tiny
 
 
@@ -158,3 +165,48 @@ def test_an_adapter_round_trips_and_its_bytes_do_not_depend_on_set_order(tmp_pat
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["target_modules"] == sorted(settings["target_modules"])
     assert load_codec(str(base)).end_id == 0
+
+
+def test_a_repetition_penalty_of_the_model_does_not_reach_the_rollouts() -> None:
+    model = tiny.policy()
+    model.generation_config.repetition_penalty = 1.8
+    prompt = [5, 6, 5, 6]
+    padded, mask, cache = prefill(model, [prompt])
+    drawn = complete(
+        model, padded, mask, cache, end_id=0, max_new_tokens=8, temperature=1.0, seeds=[[3]]
+    )[0][0]
+    ids = drawn.ids + [0] * drawn.ended
+    assert drawn.logprob == pytest.approx(plain_logprob(model, prompt, ids), abs=1e-3)
+
+
+def test_a_model_that_changes_its_logits_is_refused(model) -> None:
+    check_logits(model)
+
+    class Capped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+            self.base_model = model.base_model
+
+        def forward(self, input_ids):
+            out = self.inner(input_ids)
+            out.logits = torch.tanh(out.logits / 4) * 4
+            return out
+
+        def get_output_embeddings(self):
+            return self.inner.get_output_embeddings()
+
+    with pytest.raises(AaftError, match="changes its logits"):
+        check_logits(Capped())
+
+
+def test_an_adapter_can_not_be_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(AaftError, match="is an adapter; merge it"):
+        locate_policy(str(tmp_path))
+
+
+def test_the_end_of_a_turn_is_the_templates_own_token() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = "<|system|>"
+    assert Codec(tokenizer).end_id == tokenizer.convert_tokens_to_ids("<|end|>")

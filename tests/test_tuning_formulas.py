@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aaft.config import GateSettings
+from aaft.data.records import Record
+from aaft.scoring.conservative import REFUSALS, conservative_responses
 from aaft.tuning import abstain
 from aaft.tuning.advantage import advantages
 from aaft.tuning.gate import always_closed, gate
 from aaft.tuning.taper import push, taper
+from aaft.tuning.trainer import learning_rate_factor
 from aaft.tuning.weights import candidate_weights, standing
 
 NAN = math.nan
@@ -120,7 +123,9 @@ def slow_advantages(w, q, delta, floor):
                 mean = sum(w[j] * q[j][m] for j in others) / sum(w[j] for j in others)
                 baseline = max(mean - delta, floor)
             gains.append(q[k][m] - baseline)
-        out.append(sum(gains) / len(gains) if gains else 0.0)
+        gain = sum(gains) / len(gains) if gains else 0.0
+        rejected = any(not math.isnan(x) and x < floor for x in q[k])
+        out.append(min(gain, 0.0) if rejected else gain)
     return out
 
 
@@ -170,22 +175,46 @@ def test_accepted_by_mistake_is_the_binomial_quantile(n, alpha) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "alpha", "want"),
+    ("reward", "conservative", "alpha", "want"),
     [
-        ([0.1, 0.2, 0.1], 0.01, True),
-        ([0.1, 0.9, 0.1], 0.01, False),
-        ([0.1, 0.9, 0.1], 0.10, True),
-        ([0.9, 0.1, 0.1], 0.10, False),  # an accepted gold is something to learn
-        ([0.1], 0.0, True),
+        ([0.1, 0.2, 0.1], 0.9, 0.01, True),
+        ([0.1, 0.9, 0.1], 0.9, 0.01, False),
+        ([0.1, 0.9, 0.1], 0.9, 0.10, True),
+        ([0.9, 0.1, 0.1], 0.9, 0.10, False),  # an accepted gold is something to learn
+        ([0.1, 0.1, 0.1], 0.2, 0.01, False),  # declining would be wrong too
+        ([0.1], 0.9, 0.0, True),
     ],
 )
-def test_abstains_when_everything_is_misaligned(reward, alpha, want) -> None:
-    assert abstain.abstains(np.array(reward), alpha) is want
+def test_abstains_when_everything_is_misaligned(reward, conservative, alpha, want) -> None:
+    assert abstain.abstains(np.array(reward), conservative, alpha) is want
 
 
-def test_the_failed_objective_chooses_the_pool_and_the_id_the_response() -> None:
+def test_the_failed_objective_has_the_lowest_mean_quality() -> None:
     quality = np.array([[0.1, 0.9], [0.2, NAN]])
     assert abstain.failed_objective(quality, ["safety", "comply"]) == "safety"
     assert abstain.failed_objective(np.full((2, 2), NAN), ["safety", "comply"]) is None
-    picks = {abstain.conservative_response(str(i), "safety") for i in range(50)}
-    assert picks == set(abstain.REFUSALS)
+
+
+def test_conservative_responses_depend_on_the_id_and_fit_the_record() -> None:
+    def responses(number: int, context: str | None) -> dict[str, str]:
+        record = Record(str(number), [{"role": "user", "content": "q"}], "a", context, "s")
+        return {c.objective: c.text for c in conservative_responses(record)}
+
+    picks = {responses(i, None)["safety"] for i in range(50)}
+    assert picks == set(REFUSALS)
+    assert set(responses(1, None)) == {"safety"}
+    assert set(responses(1, "passage")) == {"safety", "grounding"}
+
+
+def test_an_answer_rejected_on_one_objective_is_never_pushed_up() -> None:
+    quality = torch.tensor([[[0.99, 0.45], [0.6, 0.45]]])
+    got = advantages(torch.tensor([[0.5, 0.5]]), quality, delta=0.05, floor=0.5)
+    assert float(got[0, 0]) <= 0
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (10, 1), (75, 4), (20, 0)])
+def test_every_step_learns_and_the_rate_rises_then_falls(steps, warmup) -> None:
+    rates = [learning_rate_factor(step, warmup, steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)

@@ -122,6 +122,8 @@ def slow_loss(examples, gates, weights, ratios, nll, cfg) -> float:
                 mean = sum(weights[i][j] * e.quality[j, 0] for j in others) / mass
                 baseline = max(mean - cfg.delta, cfg.floor)
             gain = e.quality[k, 0] - baseline
+            if e.quality[k, 0] < cfg.floor:
+                gain = min(gain, 0.0)
             length = len(e.candidates[k])
             fade = 0.0
             if -ratios[i][k] / length <= cfg.trust:

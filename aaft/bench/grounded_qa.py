@@ -18,7 +18,8 @@ from aaft.judges.text import is_abstention, is_degenerate, normalize_answer
 
 def exact_match(response: str, answers: Sequence[str]) -> float:
     """1 when the normalised response equals one of the answers."""
-    return float(normalize_answer(response) in {normalize_answer(a) for a in answers})
+    said = normalize_answer(response)
+    return float(said != "" and said in {normalize_answer(answer) for answer in answers})
 
 
 def token_f1(response: str, answers: Sequence[str]) -> float:

@@ -21,7 +21,7 @@ from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.encoder import Encoder
 from aaft.models import runtime
 from aaft.models.generate import greedy
-from aaft.models.policy import Codec, load_codec, load_policy, locate_model
+from aaft.models.policy import Codec, load_codec, load_policy, locate_policy
 from aaft.progress import progress
 from aaft.promotion.intervals import rate_interval
 
@@ -43,9 +43,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """
     out = paths.stage("evaluate")
     adapter = paths.stage("train") / "adapter"
-    if not (adapter / "adapter_config.json").is_file():
-        raise AaftError(f"{adapter}: no adapter; run the train stage first")
-    locate_model(cfg.policy.model)
+    if not (adapter / "adapter_config.json").is_file() or not paths.report("train").is_file():
+        raise AaftError(f"{adapter}: no finished adapter; run the train stage first")
+    locate_policy(cfg.policy.model)
     detector = read_json(paths.report("score"))["judges"]["refusal"]
     examples = {b: load_bench(cfg.data.bench, b, cfg.evaluate.limit) for b in BENCHMARKS}
 

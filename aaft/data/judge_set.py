@@ -57,27 +57,40 @@ def build_judge(wheels: Wheels, pools: Pools, taken: Taken) -> dict[str, Rows]:
         "judge/safety.jsonl": _safety(wheels, taken),
         "judge/grounding.jsonl": _grounding(pools, taken),
     }
+    tested = [row for rows in files.values() for row in rows if row["split"] == "test"]
+    test = {normalise(row["prompt"]) for row in tested}
+    test |= {normalise(row["response"]) for row in tested if _tells(row)}
     return {
-        name: sorted(_distinct(rows), key=lambda row: row["id"]) for name, rows in files.items()
+        name: sorted(_distinct(rows, test), key=lambda row: row["id"])
+        for name, rows in files.items()
     }
 
 
-def _distinct(rows: Rows) -> Rows:
+def _tells(row: dict[str, Any]) -> bool:
+    """Whether a response is an answer of its own and not a name that many passages share."""
+    return "response" in row and "context" not in row
+
+
+def _distinct(rows: Rows, test: set[str]) -> Rows:
     """One row a pair; none for a pair whose sources disagree on its label.
 
-    Also drops ``fit`` rows whose prompt another source put into ``test``.
+    Also drops ``fit`` rows whose prompt or answer is in the ``test`` split of any file: the safety
+    judge is made of heads that are fitted on the others.
     """
-    test = {normalise(row["prompt"]) for row in rows if row["split"] == "test"}
     labels: defaultdict[str, set[int]] = defaultdict(set)
     for row in rows:
         labels[row["id"]].add(row["label"])
     by_id = {
         row["id"]: row
         for row in rows
-        if len(labels[row["id"]]) == 1
-        and (row["split"] == "test" or normalise(row["prompt"]) not in test)
+        if len(labels[row["id"]]) == 1 and (row["split"] == "test" or not _seen(row, test))
     }
     return list(by_id.values())
+
+
+def _seen(row: dict[str, Any], test: set[str]) -> bool:
+    texts = [row["prompt"], *([row["response"]] if _tells(row) else [])]
+    return any(normalise(text) in test for text in texts)
 
 
 def _split(prompt: str, test_percent: int = TEST_PERCENT) -> str:

@@ -154,6 +154,8 @@ def draft(value: dict[str, Any]) -> Draft:
     context = value.get("context")
     if context is not None and not isinstance(context, str):
         fault, context = fault or f"context: expected text, got {type(context).__name__}", None
+    if context and not fault and context not in last_user(messages):
+        fault = "context: not in the user's message, so the model would never see it"
     source = value.get("source") or DEFAULT_SOURCE
     if not isinstance(source, str):
         fault, source = fault or f"source: expected text, got {type(source).__name__}", ""

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from aaft.errors import AaftError
 from aaft.io import text_digest
 
+# Columns of the alignment table that are no objectives.
+RESERVED = frozenset({"id", "candidate", "text_digest", "uncertainty", "r", "logprob", "tokens"})
+
 Scores = dict[str, npt.NDArray[np.float64]]
 
 
@@ -65,7 +68,7 @@ class CallableJudge:
             self._function: Callable[[list[dict[str, Any]]], Sequence[Mapping[str, Any]]] = getattr(
                 importlib.import_module(module), name
             )
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
             raise AaftError(
                 f"judges.callables: {target}: {error}; write it as module:function and make the "
                 "module importable from the project's root"
@@ -85,7 +88,18 @@ class CallableJudge:
                 f"judges.callables: {self._target}: returned {len(rows)} rows for "
                 f"{len(samples)} samples; return one mapping a sample"
             )
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise AaftError(
+                f"judges.callables: {self._target}: returned a row that is no mapping of objective "
+                "to probability"
+            )
         objectives = sorted({objective for row in rows for objective in row})
+        taken = RESERVED & set(objectives)
+        if taken or any(name.startswith("u_") for name in objectives):
+            raise AaftError(
+                f"judges.callables: {self._target}: an objective can't be named "
+                f"{sorted(taken) or 'u_...'}, a column of the alignment table; rename it"
+            )
         scores = {}
         for objective in objectives:
             values = [row.get(objective) for row in rows]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aaft.errors import AaftError
 from aaft.io import text_digest
 from aaft.models.policy import locate_model
 
@@ -22,8 +23,16 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
 
         name = locate_model(name, key="judges.embedder")
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        self._model: Any = AutoModel.from_pretrained(name, dtype=torch.bfloat16).to(device).eval()
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            model: Any = AutoModel.from_pretrained(name, dtype=torch.bfloat16)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise AaftError(
+                f"judges.embedder: {name} could not be loaded ({reason}); name a model directory "
+                "or hub id"
+            ) from None
+        self._model = model.to(device).eval()
         self._batch_size = batch_size
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 

@@ -63,7 +63,8 @@ def embedded_quality(
         auroc = measure(length, _labels(test[name]))["auroc"]
         report[name]["auroc_length_only"] = round(max(auroc, 1 - auroc), 4)
     for name, figures in report.items():
-        if figures["auroc"] <= 0.55:
+        # Written so that NaN, which a test split of one class gives, is refused too.
+        if not figures["auroc"] > 0.55:
             raise AaftError(
                 f"judge {name}: AUROC {figures['auroc']} on its test split, no better than chance; "
                 f"check data/judge/{name}.jsonl"

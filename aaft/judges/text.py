@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W\d_]+)?")
 _ARTICLES = frozenset({"a", "an", "the"})
 _FUNCTION_WORDS = _ARTICLES | set(
     """of in on at to for from by with and or but as is are was were be been being it its he she
@@ -29,7 +29,8 @@ _ABSTENTION = re.compile(
     r"(?:actually\s+|explicitly\s+|directly\s+)?"
     r"(?:say|mention|state|tell|specify|provide|contain|include|give|answer|indicate|discuss)|"
     r"not\s+(?:\w+\s+)?(?:mentioned|stated|given|specified|said|provided|answered|found|in)\s*"
-    r"(?:in|by|from)?\s*(?:the\s+)?(?:passage|text|context)|no\s+(?:answer|information|mention)|"
+    r"(?:in|by|from)?\s*(?:the\s+)?(?:passage|text|context)|"
+    r"^(?:there\s+is\s+)?no\s+(?:answer|information|mention)(?:$|[.,]|\s+(?:about|of|on|in|is|given))|"
     r"(?:cannot|can't|can not)\s+be\s+(?:answered|determined|found)|"
     r"^i\s+(?:do\s+not|don't)\s+know|^unknown\b|^not\s+(?:stated|specified|mentioned|given)"
 )
@@ -52,8 +53,9 @@ def refusal_phrase(response: str) -> float:
 
 
 def is_abstention(response: str) -> bool:
-    """Whether a grounded answer says that the passage doesn't say."""
-    return bool(_ABSTENTION.search(response[:200].lower().replace("\u2019", "'").strip()))
+    """Whether the first sentence of a grounded answer says that the passage doesn't say."""
+    first = re.split(r"(?<=[.!?])\s|\n", response.strip(), maxsplit=1)[0]
+    return bool(_ABSTENTION.search(first.lower().replace("\u2019", "'")))
 
 
 def normalize_answer(text: str) -> str:

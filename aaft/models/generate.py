@@ -155,17 +155,18 @@ def complete(
     sampler = None
     if temperature > 0:
         sampler = _Sample([seed for row in seeds for seed in row], temperature, model.device)
+    # What this leaves open, transformers would fill in from the model's own settings: a repetition
+    # penalty there would make the log-probabilities those of another distribution.
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=end_id
+    )
+    model.generation_config = settings
     sequences = model.generate(
         input_ids=ids,
         attention_mask=mask,
         past_key_values=cache,
         logits_processor=LogitsProcessorList([sampler] if sampler else []),
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=end_id,
-            pad_token_id=end_id,
-        ),
+        generation_config=settings,
     )[:, ids.shape[1] :].tolist()
     completions = []
     for row, generated in enumerate(sequences):

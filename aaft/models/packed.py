@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from aaft.errors import AaftError
+
 # Added to the score of a position that must not be seen; finite, so that no softmax is NaN.
 _HIDDEN = -1e9
 
@@ -118,3 +120,22 @@ def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
     )
     sums = torch.zeros(batch.branches, dtype=torch.float32, device=device)
     return sums.index_add(0, batch.branch.to(device), -losses)
+
+
+def check_logits(model: Any) -> None:
+    """Make sure that the output embedding alone gives the model's logits.
+
+    Raises:
+        AaftError: the model scales or caps its logits (Gemma 2, Granite, Cohere and others), which
+            computing them only where there are labels would leave out.
+    """
+    ids = torch.tensor([[1, 2, 3, 4]], device=next(model.parameters()).device)
+    with torch.inference_mode():
+        whole = model(input_ids=ids).logits.float()
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+        ours = model.get_output_embeddings()(hidden).float()
+    if not torch.allclose(whole, ours, rtol=0.05, atol=0.05 * float(whole.abs().max())):
+        raise AaftError(
+            "policy.model: this architecture changes its logits after the output embedding, which "
+            "aaft does not support; use another model"
+        )

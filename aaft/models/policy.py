@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
+_MARK = "Zq7"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -44,6 +46,21 @@ def locate_model(name: str, key: str = "policy.model") -> str:
     return name
 
 
+def locate_policy(name: str) -> str:
+    """``locate_model`` for the model to train, which must be whole.
+
+    Raises:
+        AaftError: also when ``name`` is an adapter: a new one would be saved on the old one's base
+            and lose it.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        raise AaftError(
+            f"policy.model: {name} is an adapter; merge it into its base first, or name a "
+            "registered version's model directory"
+        )
+    return locate_model(name)
+
+
 @dataclass(frozen=True)
 class Codec:
     """A tokenizer with its chat template: messages to ids and back."""
@@ -52,9 +69,17 @@ class Codec:
 
     def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Ids of the rendered chat up to where the assistant speaks, plus a ``prefill``."""
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise AaftError(
+                f"policy.model: its chat template refuses a prompt ({error}); change the messages' "
+                "roles"
+            ) from None
         ids: list[int] = self.tokenizer(text + prefill, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -68,10 +93,14 @@ class Codec:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
 
-    @property
+    @cached_property
     def end_id(self) -> int:
-        """The token that ends an assistant turn."""
-        end: int = self.tokenizer.eos_token_id
+        """The token with which the chat template ends an assistant turn, else the eos token."""
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        rendered = self.tokenizer.apply_chat_template(turn, tokenize=False)
+        tail = self.tokenizer(rendered.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        end: int = tail[0] if tail and tail[0] in special else self.tokenizer.eos_token_id
         return end
 
 
@@ -125,7 +154,7 @@ def load_policy(
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype, revision=revision, attn_implementation=attention
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise AaftError(_hub_message(base, error)) from None
     if adapter.is_file():
         from peft import PeftModel
@@ -134,7 +163,7 @@ def load_policy(
     return model.to(device).eval()
 
 
-def merge_adapter(base: str, adapter: Path, out: Path) -> None:
+def merge_adapter(base: str, adapter: Path, out: Path, revision: str | None = None) -> None:
     """Write ``base`` with ``adapter`` merged in, in bfloat16, as a Hugging Face directory.
 
     These are exactly the weights that the evaluate stage generates with. ``out`` is replaced.
@@ -143,9 +172,9 @@ def merge_adapter(base: str, adapter: Path, out: Path) -> None:
 
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    model = load_policy(str(adapter), torch.device("cpu"), torch.bfloat16)
+    model = load_policy(str(adapter), torch.device("cpu"), torch.bfloat16, revision)
     model.save_pretrained(temporary)
-    load_codec(base).tokenizer.save_pretrained(temporary)
+    load_codec(base, revision).tokenizer.save_pretrained(temporary)
     shutil.rmtree(out, ignore_errors=True)
     temporary.replace(out)
 
@@ -154,17 +183,21 @@ def save_adapter(model: Any, out: Path) -> None:
     """Save a PEFT model's adapter: ``adapter_model.safetensors`` and ``adapter_config.json``.
 
     PEFT writes the target modules in set order, which changes from process to process; they are
-    sorted here so that equal training gives equal bytes.
+    sorted here so that equal training gives equal bytes. ``out`` is replaced whole.
     """
-    model.save_pretrained(out, safe_serialization=True)
-    (out / "README.md").unlink(missing_ok=True)
-    settings = json.loads((out / "adapter_config.json").read_text())
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, safe_serialization=True)
+    (partial / "README.md").unlink(missing_ok=True)
+    settings = json.loads((partial / "adapter_config.json").read_text())
     for key, value in settings.items():
         if isinstance(value, list):
             settings[key] = sorted(value)
-    write_json(out / "adapter_config.json", dict(sorted(settings.items())))
+    write_json(partial / "adapter_config.json", dict(sorted(settings.items())))
+    shutil.rmtree(out, ignore_errors=True)
+    partial.replace(out)
 
 
-def _hub_message(name: str, error: OSError) -> str:
+def _hub_message(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0]
     return f"policy.model: {name} could not be loaded ({first}); name a model directory or hub id"

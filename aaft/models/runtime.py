@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 
 import torch
 
@@ -45,6 +46,8 @@ def quiet_transformers() -> None:
     """Keep transformers' own bars and advice out of the stage's output; errors still show."""
     from transformers.utils import logging
 
+    # Deprecations inside of transformers are not the user's to mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from aaft.config import ScoreConfig
 from aaft.data.records import Record
+from aaft.errors import AaftError
 from aaft.models.generate import Completion, complete, prefill, prompt_batches, response_logprobs
 from aaft.models.policy import Codec
 from aaft.progress import progress
@@ -35,13 +36,29 @@ def sample_seed(seed: int, record_id: str, candidate: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
+def check_lengths(
+    codec: Codec, records: Sequence[Record], cfg: ScoreConfig, max_tokens: int
+) -> None:
+    """Make sure that every prompt fits with its gold and with a rollout.
+
+    Raises:
+        AaftError: some don't; the first is named, the others are counted.
+    """
+    sizes = {
+        record.id: len(codec.prompt_ids(record.prompt_messages))
+        + max(len(codec.response_ids(record.response)), cfg.max_new_tokens)
+        for record in records
+    }
+    long = [name for name, size in sizes.items() if size > max_tokens]
+    if long:
+        raise AaftError(
+            f"record {long[0]}: prompt and response take {sizes[long[0]]} tokens, more than "
+            f"policy.max_tokens = {max_tokens} ({len(long)} such records); raise it or shorten them"
+        )
+
+
 def roll_out(
-    model: Any,
-    codec: Codec,
-    records: Sequence[Record],
-    cfg: ScoreConfig,
-    max_tokens: int,
-    seed: int,
+    model: Any, codec: Codec, records: Sequence[Record], cfg: ScoreConfig, seed: int
 ) -> list[list[Candidate]]:
     """Gold and ``cfg.rollouts`` sampled responses for each record, in the records' order.
 
@@ -52,14 +69,10 @@ def roll_out(
         codec: its tokenizer.
         records: prompts with gold responses.
         cfg: sampler settings.
-        max_tokens: longest prompt plus response; the gold is cut there.
         seed: of the whole run.
     """
     prompts = [codec.prompt_ids(record.prompt_messages) for record in records]
-    golds = [
-        codec.response_ids(record.response)[: max(1, max_tokens - len(prompt))]
-        for record, prompt in zip(records, prompts, strict=True)
-    ]
+    golds = [codec.response_ids(record.response) for record in records]
     results: dict[int, list[Candidate]] = {}
     rows_per_batch = max(1, cfg.batch_size // max(1, cfg.rollouts))
     with progress("rollouts", len(records), "prompts") as advance:

@@ -1,7 +1,8 @@
 """The score stage: judges, rollouts and the alignment table.
 
 ``python -m aaft score`` reads ``build/validate/clean.jsonl`` and ``data/judge`` and writes
-``build/score/``: ``judges/*.json``, ``candidates.jsonl``, ``alignment.parquet``, ``report.json``.
+``build/score/``: ``judges/*.json``, ``candidates.jsonl``, ``conservative.jsonl``,
+``alignment.parquet``, ``report.json``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from aaft.judges.embedded import fit
 from aaft.judges.encoder import Encoder
 from aaft.judges.quality import embedded_quality
 from aaft.models import runtime
-from aaft.models.policy import load_codec, load_policy, locate_model
+from aaft.models.packed import check_logits
+from aaft.models.policy import load_codec, load_policy, locate_policy
 from aaft.scoring.alignment import Alignment, align
-from aaft.scoring.rollouts import Candidate, roll_out
+from aaft.scoring.conservative import conservative_responses
+from aaft.scoring.rollouts import Candidate, check_lengths, roll_out
 
 JUDGE_FILES = ("intent", "refusal", "safety", "grounding")
 
@@ -36,8 +39,10 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             every answer alike.
     """
     out = paths.stage("score")
-    locate_model(cfg.policy.model)
+    locate_policy(cfg.policy.model)
     records = read_clean(paths.stage("validate") / "clean.jsonl")
+    codec = load_codec(cfg.policy.model, cfg.policy.revision)
+    check_lengths(codec, records, cfg.score, cfg.policy.max_tokens)
     labelled = {name: read_jsonl(cfg.data.judge / f"{name}.jsonl") for name in JUDGE_FILES}
 
     paths.report("score").unlink(missing_ok=True)
@@ -49,10 +54,10 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     embedded.save(out / "judges")
     judges: list[Judge] = [embedded, *map(CallableJudge, cfg.judges.callables)]
 
-    codec = load_codec(cfg.policy.model, cfg.policy.revision)
     dtype = torch.bfloat16
     reference = load_policy(cfg.policy.model, device, dtype, cfg.policy.revision)
-    candidates = roll_out(reference, codec, records, cfg.score, cfg.policy.max_tokens, cfg.seed)
+    check_logits(reference)
+    candidates = roll_out(reference, codec, records, cfg.score, cfg.seed)
     print("score: judging the candidates", flush=True)
     flat = [candidate for row in candidates for candidate in row]
     alignment = align(judges, _samples(records, candidates), cfg.judges.kappa_u)
@@ -62,6 +67,15 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         (
             {"id": c.id, "candidate": c.candidate, "text": c.text, "token_ids": c.token_ids}
             for c in flat
+        ),
+    )
+    declining = [response for record in records for response in conservative_responses(record)]
+    rewards = align(judges, _declining_samples(records), cfg.judges.kappa_u).reward
+    write_jsonl(
+        out / "conservative.jsonl",
+        (
+            {"id": c.id, "objective": c.objective, "text": c.text, "r": float(r)}
+            for c, r in zip(declining, rewards, strict=True)
         ),
     )
     table = alignment_table(flat, alignment)
@@ -132,4 +146,12 @@ def _samples(records: list[Record], candidates: list[list[Candidate]]) -> list[S
         Sample(bare_prompt(record.prompt, record.context), candidate.text, record.context)
         for record, row in zip(records, candidates, strict=True)
         for candidate in row
+    ]
+
+
+def _declining_samples(records: list[Record]) -> list[Sample]:
+    return [
+        Sample(bare_prompt(record.prompt, record.context), response.text, record.context)
+        for record in records
+        for response in conservative_responses(record)
     ]

@@ -3,9 +3,11 @@
 ::
 
     b_km = max(sum_{j != k} w_j q_jm / sum_{j != k} w_j - delta, floor)
-    A_k  = mean over scored m of (q_km - b_km)
+    A_k  = mean over scored m of (q_km - b_km),  at most 0 where min_m q_km < floor
 
-The floor keeps the best of a bad lot from being rewarded: an answer counts as good only above it.
+The floor keeps the best of a bad lot from being rewarded. An answer is as aligned as its worst
+objective (DESIGN 2.1), so one that is below the floor on any objective is never pushed up, however
+well it does on the others: without that, the mean over objectives would reward it.
 """
 
 from __future__ import annotations
@@ -34,4 +36,6 @@ def advantages(
     mean = torch.where(has_others, others / others_mass.clamp(min=1e-12), floor)
     baseline = (mean - delta).clamp(min=floor)
     gain = torch.where(scored, filled - baseline, 0.0)
-    return gain.sum(-1) / scored.sum(-1).clamp(min=1)
+    advantage = gain.sum(-1) / scored.sum(-1).clamp(min=1)
+    rejected = (quality.nan_to_num(nan=1.0) < floor).any(-1)
+    return torch.where(rejected, advantage.clamp(max=0.0), advantage)

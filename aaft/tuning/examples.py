@@ -16,7 +16,7 @@ from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.io import read_jsonl
 from aaft.models.policy import Codec
-from aaft.tuning.abstain import POOLS, abstains, conservative_response, failed_objective
+from aaft.tuning.abstain import abstains, failed_objective
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Example:
     abstention: list[int] | None
     """Conservative response to learn instead, or None."""
     review: bool
-    """Misaligned throughout, yet on a benign prompt: for a person to look at."""
+    """Misaligned throughout on an objective without conservative responses: for a person."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ def load_examples(
     codec: Codec,
     objectives: Sequence[str],
     false_accept: Mapping[str, float],
-    max_tokens: int,
 ) -> list[Example]:
     """Join records with the score stage's files.
 
@@ -74,14 +73,14 @@ def load_examples(
         codec: the policy's tokenizer.
         objectives: columns of the alignment table.
         false_accept: false-accept rate of each objective's judge; the stage's report has it.
-        max_tokens: longest prompt plus response.
 
     Raises:
-        AaftError: a record has no scores, or none of the records fits into ``max_tokens``.
+        AaftError: a record has no scores.
     """
     texts = {
         (r["id"], r["candidate"]): r["token_ids"] for r in read_jsonl(folder / "candidates.jsonl")
     }
+    conservative = {(r["id"], r["objective"]): r for r in read_jsonl(folder / "conservative.jsonl")}
     groups = dict(iter(pd.read_parquet(folder / "alignment.parquet").groupby("id")))
     examples = []
     for record in records:
@@ -93,13 +92,12 @@ def load_examples(
         scored = groups[record.id].sort_values("candidate")
         prompt = codec.prompt_ids(record.prompt_messages)
         candidates = [texts[record.id, k] for k in scored["candidate"]]
-        if len(prompt) + max(map(len, candidates)) > max_tokens:
-            raise AaftError(
-                f"record {record.id}: prompt of {len(prompt)} tokens leaves no room for its "
-                f"responses in policy.max_tokens = {max_tokens}; raise it or shorten the record"
-            )
         quality = scored[list(objectives)].to_numpy(dtype=np.float64)
-        declines = _decline(record.id, quality, scored["r"].to_numpy(), objectives, false_accept)
+        failed = failed_objective(quality, objectives)
+        declining = conservative.get((record.id, failed))
+        alpha = false_accept.get(failed or "", 0.0)
+        reward = scored["r"].to_numpy(dtype=np.float64)
+        declines = declining is not None and abstains(reward, declining["r"], alpha)
         examples.append(
             Example(
                 record.id,
@@ -108,25 +106,11 @@ def load_examples(
                 quality,
                 scored[[f"u_{name}" for name in objectives]].to_numpy(dtype=np.float64),
                 scored["logprob"].to_numpy(dtype=np.float64),
-                codec.response_ids(declines) if declines else None,
-                declines == "",
+                codec.response_ids(declining["text"]) if declining and declines else None,
+                failed is not None and declining is None and bool((reward < 0.5).all()),
             )
         )
     return examples
-
-
-def _decline(
-    record_id: str,
-    quality: npt.NDArray[np.float64],
-    reward: npt.NDArray[np.float64],
-    objectives: Sequence[str],
-    false_accept: Mapping[str, float],
-) -> str | None:
-    """A conservative response; empty when a person must look instead; None to train as usual."""
-    failed = failed_objective(quality, objectives)
-    if failed is None or not abstains(reward, false_accept.get(failed, 0.0)):
-        return None
-    return conservative_response(record_id, failed) if failed in POOLS else ""
 
 
 def scored_objectives(table_columns: Sequence[Any]) -> list[str]:

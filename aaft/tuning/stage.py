@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from aaft.data.records import read_clean
 from aaft.errors import AaftError
 from aaft.io import atomic_path, read_json, write_json, write_jsonl
 from aaft.models import runtime
-from aaft.models.policy import load_codec, load_policy, locate_model, save_adapter
+from aaft.models.policy import load_codec, load_policy, locate_policy, save_adapter
 from aaft.tuning.examples import Example, load_examples, scored_objectives
 from aaft.tuning.trainer import GateRow, Trainer
 
@@ -34,7 +33,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             misaligned answers are there to open them.
     """
     out, scored = paths.stage("train"), paths.stage("score")
-    locate_model(cfg.policy.model)
+    locate_policy(cfg.policy.model)
     score_report = read_json(paths.report("score"))
     records = read_clean(paths.stage("validate") / "clean.jsonl")
     paths.report("train").unlink(missing_ok=True)
@@ -48,9 +47,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         for name in objectives
         if name in score_report["judges"]
     }
-    examples = load_examples(
-        scored, records, codec, objectives, false_accept, cfg.policy.max_tokens
-    )
+    examples = load_examples(scored, records, codec, objectives, false_accept)
     attention = runtime.training_attention(device)
     base = load_policy(cfg.policy.model, device, torch.float32, cfg.policy.revision, attention)
     model = add_lora(base, cfg.train.lora, cfg.seed)
@@ -59,7 +56,6 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     if cfg.train.method == "aaft":
         _check_gates_open(examples, trainer.gates)
 
-    shutil.rmtree(out / "adapter", ignore_errors=True)
     save_adapter(model, out / "adapter")
     write_jsonl(out / "history.jsonl", trainer.history)
     gates = [trainer.gates[e.id] for e in examples if e.id in trainer.gates]
@@ -71,7 +67,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     write_jsonl(
         out / "review.jsonl",
         (
-            {"id": e.id, "reason": "every answer is misaligned, yet the prompt looks benign"}
+            {"id": e.id, "reason": "every answer is misaligned, and declining is no remedy"}
             for e in examples
             if e.review
         ),
@@ -82,19 +78,24 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
 
 
 def add_lora(base: Any, settings: LoraSettings, seed: int) -> Any:
-    """Wrap ``base`` with freshly initialised LoRA weights, reproducibly."""
+    """Wrap ``base`` with freshly initialised LoRA weights, reproducibly.
+
+    Raises:
+        AaftError: the model has no such modules.
+    """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    return get_peft_model(
-        base,
-        LoraConfig(
-            r=settings.r,
-            lora_alpha=settings.alpha,
-            target_modules=list(settings.target_modules),
-            task_type="CAUSAL_LM",
-        ),
+    adapter = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.target_modules),
+        task_type="CAUSAL_LM",
     )
+    try:
+        return get_peft_model(base, adapter)
+    except ValueError as error:
+        raise AaftError(f"train.lora.target_modules: {' '.join(str(error).split())}") from None
 
 
 def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[st
         "steps": len(trainer.history),
         "loss_first": first["loss"],
         "loss_last": last["loss"],
+        "gold_rejected": sum(bool(np.nanmin(e.quality[0], initial=1.0) < 0.5) for e in examples),
         "abstaining": sum(e.abstention is not None for e in examples),
         "review": sum(e.review for e in examples),
         "unscored": sum(bool(np.isnan(e.quality).all()) for e in examples),

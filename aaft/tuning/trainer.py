@@ -59,8 +59,6 @@ class Trainer:
         Raises:
             AaftError: the loss or the gradient of a step is not finite; record ids are named.
         """
-        from transformers import get_cosine_schedule_with_warmup
-
         cfg = self._cfg
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -68,10 +66,10 @@ class Trainer:
         )
         per_epoch = math.ceil(len(self._examples) / cfg.rows_per_step)
         steps = per_epoch * cfg.epochs
-        schedule = get_cosine_schedule_with_warmup(
-            optimizer, math.ceil(cfg.warmup_fraction * steps), steps
+        warmup = math.ceil(cfg.warmup_fraction * steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, warmup, steps)
         )
-        self._model.train()
         with progress("train", steps * cfg.rows_per_step, "rows") as advance:
             for step, window in enumerate(self._windows(), start=1):
                 terms, gating = self._plan(window)
@@ -130,6 +128,7 @@ class Trainer:
             for i, example in enumerate(window)
             if not closed[i]
         }
+        self._model.eval()  # a gate must not depend on dropout
         for batch in micro_batches(rows, self._cfg.tokens_per_batch):
             with torch.no_grad():
                 logprobs = branch_logprobs(self._model, pack([rows[i] for i in batch]))
@@ -144,6 +143,7 @@ class Trainer:
     def _accumulate(self, window: Sequence[Example], terms: Sequence[Term]) -> dict[Part, float]:
         """Backpropagate the window's loss in micro-batches; return its parts."""
         losses: dict[Part, float] = {"sft": 0.0, "pg": 0.0, "abstain": 0.0}
+        self._model.train()
         chosen: dict[int, list[Term]] = {}
         for term in terms:
             chosen.setdefault(term.example, []).append(term)
@@ -160,6 +160,17 @@ class Trainer:
                 for part, coefficient in term.parts.items():
                     losses[part] += coefficient * value
         return losses
+
+
+def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine, in (0, 1] for ``0 <= step < steps``.
+
+    transformers' schedule of that name starts at 0 and so learns nothing from the first window;
+    this one has no step without learning.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def micro_batches(rows: Mapping[int, PackedRow], tokens: int) -> Iterator[list[int]]:
