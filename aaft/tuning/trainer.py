@@ -81,7 +81,7 @@ class Trainer:
                         f"train: step {step}: loss or gradient is not finite; records {ids}; "
                         "lower train.learning_rate or look at these records"
                     )
-                lr = schedule.get_last_lr()[0]
+                lr = float(schedule.get_last_lr()[0])
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
