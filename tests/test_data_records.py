@@ -66,7 +66,8 @@ def test_a_missing_id_is_a_digest_of_the_text_alone():
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
 )
 def test_clean_rows_round_trip(tmp_path_factory, prompt, response):
-    record = draft({"id": "x", "prompt": prompt, "response": response, "context": "c"}).record()
+    row = {"id": "x", "prompt": f"c {prompt}", "response": response, "context": "c"}
+    record = draft(row).record()
     path = tmp_path_factory.mktemp("clean") / "clean.jsonl"
     write_jsonl(path, [record.row()])
     assert read_clean(path) == [record]
@@ -87,6 +88,7 @@ def test_clean_rows_round_trip(tmp_path_factory, prompt, response):
         ({"prompt": "x", "response": "y", "id": 1.5}, "id: expected text, got float"),
         ({"prompt": "x", "response": "y", "id": True}, "id: expected text, got bool"),
         ({"prompt": "x", "response": "y", "context": 1}, "context: expected text, got int"),
+        ({"prompt": "x", "response": "y", "context": "z"}, "context: not in the user's message"),
         ({"prompt": "x", "response": "y", "source": 1}, "source: expected text, got int"),
     ],
 )

@@ -68,7 +68,7 @@ GOOD = [row(number) for number in range(60)]
 
 
 def test_good_rows_pass_and_keep_their_content(house):
-    report = house.validate([*GOOD, row(99, context="A passage")])
+    report = house.validate([*GOOD, row(99, context="thing 693")])
     assert report["rows"] == {"in": 61, "accepted": 61, "quarantined": 0}
     assert report["sources"] == {"made": 61}
     assert report["with_context"] == 1
@@ -79,7 +79,7 @@ def test_good_rows_pass_and_keep_their_content(house):
     assert clean[-1]["messages"][0]["content"] == GOOD[0]["prompt"].replace("0", "99", 1).replace(
         "thing 0", "thing 693"
     )
-    assert clean[-1]["context"] == "A passage"
+    assert clean[-1]["context"] == "thing 693"
     assert house.quarantine() == []
 
 
