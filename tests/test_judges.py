@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel
 
 from aaft.errors import AaftError
+from aaft.io import write_jsonl
 from aaft.judge_config import JudgesConfig
 from aaft.judges.base import Sample, bare_prompt
 from aaft.judges.embedded import EmbeddedJudge, fit, joined
@@ -23,6 +27,7 @@ from aaft.models.policy import load_codec
 from aaft.scoring.alignment import Alignment, binary_entropy, combine
 from tests import tiny
 
+ROOT = Path(__file__).resolve().parent.parent
 NAN = math.nan
 maybe = st.one_of(st.floats(0, 1), st.just(NAN))
 
@@ -277,3 +282,34 @@ def test_a_row_gets_the_same_bits_alone_and_among_others() -> None:
     for rows in (1, 2, 3, 7, 33):
         assert np.array_equal(head.predict(features[:rows]), together[:rows])
         assert np.array_equal(head.predict(features[-rows:]), together[-rows:])
+
+
+def test_what_is_known_is_scored_again_without_torch(models, tmp_path: Path) -> None:
+    embedder, probe = models
+    for name, rows in labelled().items():
+        write_jsonl(
+            tmp_path / f"data/judge/{name}.jsonl",
+            ({"source": "own", "context": None, **row} for row in rows),
+        )
+    params = {"judges": {"probe": probe, "embedder": embedder}}
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "How?", "response": "Like this."}])
+    script = (
+        "import sys; from aaft.cli import app; "
+        "app(['judges', 'score', '--in', 'in.jsonl', '--out', 'out.jsonl'], standalone_mode=False);"
+        "print([m for m in ('torch', 'transformers', 'sklearn', 'pandas') if m in sys.modules])"
+    )
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said.append((done.stdout.splitlines()[-1], (tmp_path / "out.jsonl").read_text()))
+    assert said[0][1] == said[1][1] != ""
+    assert "torch" in said[0][0]
+    assert said[1][0] == "[]"

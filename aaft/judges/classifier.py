@@ -21,7 +21,7 @@ from aaft.errors import AaftError
 from aaft.io import file_digest, text_digest
 from aaft.judge_config import ClassifierSpec
 from aaft.judges.base import Sample, Scores
-from aaft.models import batching
+from aaft.models import batching, runtime
 from aaft.models.fingerprint import model_config, model_digest
 
 _MULTIPLE = 16
@@ -30,9 +30,9 @@ _MULTIPLE = 16
 class ClassifierJudge:
     """Scores one objective. An answer without the context that a text needs is missing."""
 
-    def __init__(self, spec: ClassifierSpec, device: torch.device) -> None:
+    def __init__(self, spec: ClassifierSpec, device: torch.device | None = None) -> None:
         self._spec = spec
-        self._device = device
+        self._device = device or runtime.device()
         self._key = f"judges.panel: {spec.name}: model"
         config = model_config(spec.model, spec.revision, self._key)
         self._labels = _label_ids(spec, config)

@@ -49,7 +49,7 @@ _CALIBRATION = "calibration.json"
 # The modules that shape a score; a change in another one leaves cached scores valid.
 _CODE = (
     *(f"judges/{n}" for n in ("calibration", "embedded", "encoder", "features", "head")),
-    *("judges/probe", "judges/text", "models/batching", "models/states"),
+    *("judges/probe", "judges/text", "models/batching", "models/sentences", "models/states"),
 )
 
 

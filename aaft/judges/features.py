@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from aaft.judge_config import JudgesConfig
 from aaft.judges.base import Sample
@@ -15,6 +15,9 @@ from aaft.judges.encoder import Encoder
 from aaft.judges.head import Features
 from aaft.judges.probe import Probe
 from aaft.judges.text import content_words, normalize_answer, refusal_phrase, words
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,11 @@ class Encoders:
     probe: Probe
 
     @classmethod
-    def load(cls, cfg: JudgesConfig, device: torch.device) -> Encoders:
-        """Those that ``cfg`` names; weights are read when first needed."""
+    def load(cls, cfg: JudgesConfig, device: torch.device | None = None) -> Encoders:
+        """Those that ``cfg`` names; weights (and torch) are read when first needed.
+
+        ``device`` None is the one that the runtime finds then.
+        """
         return cls(
             Encoder(cfg.embedder, device, cfg.batch_size), Probe(cfg.probe, device, cfg.batch_size)
         )

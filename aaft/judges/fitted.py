@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aaft.config import Config
+from aaft.errors import AaftError
 from aaft.io import file_digest, text_digest
+from aaft.judges.labelled import FILES, read_labelled
 
 if TYPE_CHECKING:
     import torch
 
-FILES = ("intent", "refusal", "safety", "grounding")
 
-
-def fitted_heads(cfg: Config, device: torch.device) -> Path:
+def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
     """Folder with the heads for ``cfg``; they are fitted when there is none yet.
 
     Fitting reads every labelled row with both encoders, which takes about a minute on two cores;
@@ -26,16 +26,20 @@ def fitted_heads(cfg: Config, device: torch.device) -> Path:
     """
     from aaft.judges.embedded import code_digest, fit
     from aaft.judges.features import Encoders
-    from aaft.judges.labelled import read_labelled
 
     encoders = Encoders.load(cfg.judges, device)
-    rows = read_labelled(cfg.data.judge)
-    data = [file_digest(cfg.data.judge / f"{name}.jsonl") for name in FILES]
+    try:
+        data = [file_digest(cfg.data.judge / f"{name}.jsonl") for name in FILES]
+    except OSError as error:
+        raise AaftError(
+            f"data.judge: {error.filename}: {error.strerror}; run `make setup`"
+        ) from None
     folder = (
         cfg.score.cache / "judges" / text_digest(" ".join([*data, encoders.digest, code_digest()]))
     )
     if folder.is_dir():
         return folder
+    rows = read_labelled(cfg.data.judge)
     print("judges: fitting the embedded heads", flush=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -24,7 +24,7 @@ from aaft.io import file_digest, text_digest
 from aaft.judge_config import GuardSpec
 from aaft.judges import verdict
 from aaft.judges.base import Sample, Scores
-from aaft.models import batching
+from aaft.models import batching, runtime
 from aaft.models.fingerprint import config_file, model_digest
 
 _MULTIPLE = 16
@@ -41,9 +41,9 @@ class _Question:
 class GuardJudge:
     """Scores one objective. Missing where the chat is too long or gets no verdict."""
 
-    def __init__(self, spec: GuardSpec, device: torch.device) -> None:
+    def __init__(self, spec: GuardSpec, device: torch.device | None = None) -> None:
         self._spec = spec
-        self._device = device
+        self._device = device or runtime.device()
         self._style = verdict.style(spec)
         self._key = f"judges.panel: {spec.name}: model"
         self._counts: Counter[str] = Counter()

@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_judge(spec: JudgeSpec, cfg: JudgesConfig, heads: Path, device: torch.device) -> Judge:
+def load_judge(
+    spec: JudgeSpec, cfg: JudgesConfig, heads: Path, device: torch.device | None = None
+) -> Judge:
     """Make one judge of a panel.
 
-    Weights of classifier and guard models are read when the first answer is scored, so that a
-    judge whose scores are all in the cache costs nothing.
+    Weights are read when the first answer is scored, so that a judge whose scores are all in the
+    cache costs little.
 
     Args:
         spec: entry of ``cfg.panel``.
         cfg: settings that judges share.
         heads: folder with the fitted heads of the embedded judge.
-        device: where models compute.
+        device: where models compute; None is the one that the runtime finds.
 
     Raises:
         AaftError: a model, label, function or head that does not exist.

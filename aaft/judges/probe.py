@@ -9,22 +9,28 @@ answer alone doesn't know what was asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from aaft.errors import AaftError
 from aaft.judges.head import Features
 from aaft.models.batching import width_batches
 from aaft.models.fingerprint import model_config, model_digest
-from aaft.models.states import MAX_PROMPT, MAX_RESPONSE, StateReader
+
+if TYPE_CHECKING:
+    import torch
+
+    from aaft.models.states import StateReader
 
 Pair = tuple[str, str]
 
 # Where in the depth of the model its states are read. Chosen by leaving sources out
 # (docs/judges.md): the lower third knows style, the other two know what is asked.
 _DEPTHS = (0.333, 0.467, 0.6)
+_MAX_PROMPT = 96
+_MAX_RESPONSE = 96
 _REMEMBERED = 20_000
 _REQUESTS = 4
 
@@ -37,7 +43,8 @@ class Probe:
     is loaded when first needed.
     """
 
-    def __init__(self, name: str, device: torch.device, batch_size: int) -> None:
+    def __init__(self, name: str, device: torch.device | None, batch_size: int) -> None:
+        """``device`` None is the one that the runtime finds when the model is loaded."""
         config = model_config(name, None, "judges.probe")
         try:
             layers, self._size = int(config["num_hidden_layers"]), int(config["hidden_size"])
@@ -61,7 +68,7 @@ class Probe:
     def digest(self) -> str:
         """Digest of the model's files and of how it is read."""
         files = model_digest(self._name, None, "judges.probe")
-        return f"{files} {self._depths} {MAX_PROMPT} {MAX_RESPONSE}"
+        return f"{files} {self._depths} {_MAX_PROMPT} {_MAX_RESPONSE}"
 
     def prompts(self, prompts: Sequence[str]) -> Features:
         """``[n, width]``: mean state over the request and state where the answer starts."""
@@ -87,15 +94,23 @@ class Probe:
         """Compute each request and the answers to it."""
         if not wanted:
             return
-        if self._reader is None:
-            self._reader = StateReader(self._name, self._depths, self._device)
+        reader = self._load()
         prompts = list(wanted)
-        ids = [self._reader.prompt_ids(prompt) for prompt in prompts]
+        ids = [reader.prompt_ids(prompt, _MAX_PROMPT) for prompt in prompts]
         # Several batches' requests share a cache, so that their answers fill whole batches too.
         at_once = _REQUESTS * self._batch_size
         for padded, batch in width_batches([len(row) for row in ids], at_once, 16):
             rows = [(prompts[i], ids[i]) for i in batch]
-            self._read_batch(self._reader, rows, padded, wanted)
+            self._read_batch(reader, rows, padded, wanted)
+
+    def _load(self) -> StateReader:
+        if self._reader is None:
+            from aaft.models import runtime
+            from aaft.models.states import StateReader
+
+            device = self._device or runtime.device()
+            self._reader = StateReader(self._name, self._depths, device)
+        return self._reader
 
     def _read_batch(
         self,
@@ -108,7 +123,9 @@ class Probe:
         answers = []
         for place, ((prompt, _), vector) in enumerate(zip(rows, vectors, strict=True)):
             self._prompts[prompt] = vector
-            answers += [(place, text, reader.response_ids(text)) for text in wanted[prompt]]
+            answers += [
+                (place, text, reader.response_ids(text, _MAX_RESPONSE)) for text in wanted[prompt]
+            ]
         for wide, batch in width_batches([len(a[2]) for a in answers], self._batch_size, 8):
             part = [answers[i] for i in batch]
             found = reader.read_answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,19 @@ def model_digest(name: str, revision: str | None, key: str) -> str:
         # The hub cache keeps a file under its commit: snapshots/<commit>/config.json.
         return text_digest(f"{name} {config.parent.name}")
     files = sorted(path for path in Path(name).iterdir() if path.is_file())
-    parts = {p.name: file_digest(p) for p in files if p.suffix not in _IDLE and p.name[0] != "."}
+    parts = {p.name: _digest(p) for p in files if p.suffix not in _IDLE and p.name[0] != "."}
     return text_digest(json.dumps(parts))
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    return _digest_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_once(path: Path, _size: int, _modified: int) -> str:
+    """A process asks for the same weights' digest several times; hashing them takes a second."""
+    return file_digest(path)
 
 
 def model_config(name: str, revision: str | None, key: str) -> dict[str, Any]:

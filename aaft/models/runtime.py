@@ -27,12 +27,17 @@ def prepare(seed: int) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that comes with it: NaN in every new tensor, for 4% of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if torch.cuda.is_available():
-        return torch.device("cuda")
+    if device().type == "cuda":
+        return device()
     # See aaft.models.generate: one decoding step, without packing the query heads into rows.
     os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     torch.set_num_threads(_threads())
-    return torch.device("cpu")
+    return device()
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _threads() -> int:

@@ -15,8 +15,6 @@ from aaft.models.policy import load_codec, locate_model
 
 Vector = npt.NDArray[np.float32]
 
-MAX_PROMPT = 96
-MAX_RESPONSE = 96
 _MARK = "Zq7"
 
 
@@ -57,16 +55,16 @@ class StateReader:
         for layer in layers:
             layer.register_forward_hook(self._keep)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """The user's turn; the middle of a long request is left out."""
+    def prompt_ids(self, prompt: str, longest: int) -> list[int]:
+        """The user's turn; the middle of a request of more than ``longest`` tokens is left out."""
         ids = self._ids(prompt)
-        if len(ids) > MAX_PROMPT:
-            ids = ids[: MAX_PROMPT // 2] + ids[-MAX_PROMPT // 2 :]
+        if len(ids) > longest:
+            ids = ids[: longest // 2] + ids[-longest // 2 :]
         return [*self._head, *ids, *self._tail]
 
-    def response_ids(self, response: str) -> list[int]:
+    def response_ids(self, response: str, longest: int) -> list[int]:
         """The answer's start; an empty answer is read as what precedes it, to have a state."""
-        return self._ids(response)[:MAX_RESPONSE] or self._tail[-1:]
+        return self._ids(response)[:longest] or self._tail[-1:]
 
     def read_prompts(self, prompts: Sequence[list[int]], padded: int) -> tuple[list[Vector], Any]:
         """Mean state over each request and state where its answer starts, and the cache."""

@@ -51,14 +51,7 @@ class JudgeWork:
     @cached_property
     def judge(self) -> Judge:
         """The judge, made when first needed and once in each process."""
-        if isinstance(self._spec, CallableSpec | EndpointSpec):
-            device: Any = None  # without a model of its own, it does without torch as well
-        else:
-            from aaft.models import runtime
-
-            device = runtime.prepare(self._seed)
-            runtime.quiet_transformers()
-        return load_judge(self._spec, self._cfg, self._heads, device)
+        return load_judge(self._spec, self._cfg, self._heads)
 
     @property
     def remote(self) -> bool:
@@ -76,6 +69,12 @@ class JudgeWork:
         return len(sample.prompt) + len(sample.response) + len(sample.context or "")
 
     def compute(self, samples: Sequence[Sample]) -> list[Any]:
+        if not isinstance(self._spec, CallableSpec | EndpointSpec):
+            # Torch is imported here, not when the judge is made: what is known needs none.
+            from aaft.models import runtime
+
+            runtime.prepare(self._seed)
+            runtime.quiet_transformers()
         scores = self.judge.score(samples)
         notes: Sequence[str | None] = [None] * len(samples)
         if self.explains and isinstance(self.judge, Explains):
@@ -139,10 +138,8 @@ def judge_works(cfg: Config, *, explain: bool = False) -> list[JudgeWork]:
     heads = Path()
     if any(isinstance(spec, EmbeddedSpec) for spec in cfg.judges.panel):
         from aaft.judges.fitted import fitted_heads
-        from aaft.models import runtime
 
-        runtime.quiet_transformers()
-        heads = fitted_heads(cfg, runtime.prepare(cfg.seed))
+        heads = fitted_heads(cfg)
     return [
         JudgeWork(spec, cfg.judges, heads, cfg.seed, explain=explain) for spec in cfg.judges.panel
     ]

@@ -1,0 +1,52 @@
+"""Sentence embeddings by a small encoder: AutoModel and mean pooling, in bfloat16 on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aaft.errors import AaftError
+from aaft.models.batching import width_batches
+
+
+class SentenceReader:
+    """A loaded encoder; a text's embedding depends on that text alone (`aaft.models.batching`)."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            model: Any = AutoModel.from_pretrained(name, dtype=torch.bfloat16)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise AaftError(
+                f"judges.embedder: {name} could not be loaded ({reason}); name a model "
+                "directory or hub id"
+            ) from None
+        self._model = model.to(device).eval()
+        self._device = device
+
+    @torch.inference_mode()
+    def embed(
+        self, texts: Sequence[str], max_tokens: int, batch_size: int
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Each text's index with its embedding of length 1, in any order."""
+        ids = self._tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        for padded, batch in width_batches([len(row) for row in ids], batch_size, 8):
+            inputs = self._tokenizer.pad(
+                {"input_ids": [ids[i] for i in batch]},
+                padding="max_length",
+                max_length=padded,
+                return_tensors="pt",
+            ).to(self._device)
+            hidden = self._model(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"][:, :, None].float()
+            pooled = torch.nn.functional.normalize(
+                (hidden * mask).sum(1) / mask.sum(1).clamp(min=1), dim=-1
+            )
+            yield from zip(batch, pooled.cpu().numpy(), strict=True)
