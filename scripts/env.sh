@@ -54,7 +54,9 @@ pip() {
 }
 
 install() {
-    pip install --progress-bar off --no-deps --no-build-isolation --require-hashes "$@" ||
+    # Modules are compiled when first imported: most never are.
+    pip install --progress-bar off --no-compile --no-deps --no-build-isolation \
+        --require-hashes "$@" ||
         fail "pip failed; all that it said is in $log"
 }
 
@@ -79,7 +81,7 @@ echo "set-up: making .venv with $packages packages (a minute or two, and the dow
 # What builds source distributions comes from the lock too, so nothing unpinned ever runs.
 sed -n '/^setuptools==/,/[^\\]$/p' requirements.lock >.aaft/build-tools.lock
 install -r .aaft/build-tools.lock
-if .venv/bin/python -m pip install --quiet --progress-bar off --no-deps --require-hashes \
+if .venv/bin/python -m pip install --quiet --progress-bar off --no-compile --no-deps --require-hashes \
     -r requirements-torch-cpu.txt >>"$log" 2>&1; then
     echo '  torch: CPU build'
 else

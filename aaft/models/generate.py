@@ -1,6 +1,7 @@
 """Batched generation that computes every prompt once, however many samples it gets.
 
-A row's tokens and log-probabilities depend on that row alone, to the bit on CPU: its padded widths
+A row's tokens and log-probabilities depend on that row alone, to the bit on CPU (but for `greedy`
+where that is not asked for): its padded widths
 come from its own lengths, and only rows of equal widths share a batch (`aaft.models.batching`).
 Two things more are needed. A matrix product of one or two rows rounds differently from the same
 rows among others, so a decoding step of few rows computes some of them again. And transformers
@@ -11,7 +12,9 @@ batch; `runtime.prepare` turns that off.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from aaft.models.batching import width, width_batches
+from aaft.models.runtime import FORCE_GQA
 
 _MULTIPLE = 16
 # Differences were seen for one and two rows, none from three on; a step of eight costs the same.
@@ -175,6 +179,7 @@ def complete(
     max_new_tokens: int,
     temperature: float = 0.0,
     seeds: Sequence[Sequence[int]] = (),
+    independent: bool = True,
 ) -> list[list[Completion]]:
     """Continue prefilled prompts.
 
@@ -187,12 +192,13 @@ def complete(
         max_new_tokens: limit of new tokens, the end token included.
         temperature: 0 is greedy.
         seeds: for sampling, ``B`` lists of ``K`` seeds, one a sample.
+        independent: see ``greedy``.
 
     Returns:
         ``B`` lists of one completion (greedy) or ``K`` (sampled).
     """
     copies = len(seeds[0]) if temperature > 0 else 1
-    times = _times(len(ids) * copies)
+    times = _times(len(ids) * copies) if independent else 1
     if copies * times > 1:
         cache.batch_repeat_interleave(copies * times)
         ids = ids.repeat_interleave(copies * times, 0)
@@ -240,12 +246,50 @@ def greedy(
     max_new_tokens: int,
     batch_size: int,
     advance: Callable[[int], None] = lambda _: None,
+    independent: bool = True,
 ) -> list[Completion]:
-    """Greedy completions of ``prompts``, in their order."""
+    """Greedy completions of ``prompts``, in their order.
+
+    With ``independent`` False batches are full, whatever their prompts' widths, which is two to
+    three times as fast on CPU. Equal prompts in equal batches still give equal answers, but another
+    prompt among them may change the rounding, and with it a word, of its neighbours'.
+    """
     results: dict[int, Completion] = {}
-    for batch in prompt_batches(prompts, batch_size):
-        ids, mask, cache = prefill(model, [prompts[i] for i in batch])
-        done = complete(model, ids, mask, cache, end_id=end_id, max_new_tokens=max_new_tokens)
-        results.update(zip(batch, (row[0] for row in done), strict=True))
-        advance(len(batch))
+    batches = prompt_batches(prompts, batch_size) if independent else _full(prompts, batch_size)
+    with _packed_heads(not independent):
+        for batch in batches:
+            ids, mask, cache = prefill(model, [prompts[i] for i in batch])
+            done = complete(
+                model,
+                ids,
+                mask,
+                cache,
+                end_id=end_id,
+                max_new_tokens=max_new_tokens,
+                independent=independent,
+            )
+            results.update(zip(batch, (row[0] for row in done), strict=True))
+            advance(len(batch))
     return [results[i] for i in range(len(prompts))]
+
+
+def _full(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices in full batches of like length, longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@contextmanager
+def _packed_heads(packed: bool) -> Iterator[None]:
+    """Let transformers pack query heads into rows meanwhile (`runtime.prepare` forbids it)."""
+    before = os.environ.get(FORCE_GQA)
+    if packed:
+        os.environ[FORCE_GQA] = "0"
+    try:
+        yield
+    finally:
+        if packed:
+            os.environ.pop(FORCE_GQA)
+            if before is not None:
+                os.environ[FORCE_GQA] = before

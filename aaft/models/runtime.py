@@ -9,6 +9,9 @@ import warnings
 
 import torch
 
+# Read by transformers at every call of its attention.
+FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"
+
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -30,7 +33,7 @@ def prepare(seed: int) -> torch.device:
     if device().type == "cuda":
         return device()
     # See aaft.models.generate: one decoding step, without packing the query heads into rows.
-    os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+    os.environ.setdefault(FORCE_GQA, "1")
     torch.set_num_threads(_threads())
     return device()
 
