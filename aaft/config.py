@@ -18,6 +18,9 @@ from pydantic import Field, JsonValue, ValidationError
 from aaft.errors import AaftError
 from aaft.judge_config import Endpoint, JudgesConfig, JudgeSpec, Section
 
+ACCEPTED = 0.5
+"""Least reward ``r``, in [0, 1], of an answer that counts as aligned."""
+
 
 class DataConfig(Section):
     """Where rows come from."""
@@ -91,7 +94,7 @@ class GateSettings(Section):
 
 
 class ObjectiveSettings(Section):
-    """The bounded policy gradient and abstention (DESIGN 2.4 to 2.6 and 2.9)."""
+    """Policy gradient, abstention, recovery and anchor (DESIGN 2.4 to 2.9)."""
 
     lambda_pg: float = Field(1.0, ge=0)
     lambda_abstain: float = Field(1.0, ge=0)
@@ -99,6 +102,10 @@ class ObjectiveSettings(Section):
     floor: float = Field(0.5, ge=0, le=1)
     beta_n: float = Field(1.0, ge=0)
     trust: float = Field(0.5, gt=0, description="drop in log-prob per token that stops a push")
+    lambda_recovery: float = Field(1.0, ge=0)
+    recovery_tokens: int = Field(16, gt=0, description="most gold tokens before a recovery")
+    recoveries: int = Field(2, ge=0, description="recoveries at a visit; 0 switches them off")
+    beta_anchor: float = Field(0.1, ge=0, description="weight of the KL to a safe reference")
 
 
 class TrainConfig(Section):
@@ -111,8 +118,9 @@ class TrainConfig(Section):
     tokens_per_batch: int = Field(
         1024, gt=0, description="padded tokens computed at once; bounds memory, not the result"
     )
+    checkpoint_steps: int = Field(20, gt=0, description="steps between two checkpoints")
     method: Literal["aaft", "sft"] = "aaft"
-    lora: LoraSettings = LoraSettings()
+    lora: LoraSettings | None = Field(LoraSettings(), description="None trains all weights")
     gate: GateSettings = GateSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
 
@@ -249,7 +257,9 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             section = entries[0] if entries else None
             continue
         fields = {f.alias or name: f.annotation for name, f in section.model_fields.items()}
-        section = fields.get(str(part))
+        found = fields.get(str(part))
+        # A section that may be null: its keys are those of the other choice.
+        section = next((c for c in get_args(found) if hasattr(c, "model_fields")), found)
     if not hasattr(section, "model_fields"):
         return []
     return [field.alias or name for name, field in section.model_fields.items()]

@@ -221,14 +221,17 @@ def _locked_md5(lock: Mapping[str, Any], stage: str, part: str, path: str) -> st
 
 
 def _log_history(run_id: str, paths: Paths) -> None:
-    """Numbers of ``history.jsonl`` as metrics ``train.*`` over steps."""
+    """Numbers of ``history.jsonl`` and ``timing.jsonl`` as metrics ``train.*`` over steps."""
     import mlflow
     from mlflow.entities import Metric
 
-    history = paths.stage("train") / "history.jsonl"
+    files = [paths.stage("train") / name for name in ("history.jsonl", "timing.jsonl")]
     metrics = [
         Metric(f"train.{key}", float(value), 0, int(row.get("step", number)))
-        for number, row in enumerate(read_jsonl(history))
+        # DVC does not keep times: a step restored from its cache has none.
+        for file in files
+        if file.name == "history.jsonl" or file.is_file()
+        for number, row in enumerate(read_jsonl(file))
         for key, value in _flat(row)
         if key != "step" and isinstance(value, (int, float)) and math.isfinite(value)
     ]
@@ -272,7 +275,10 @@ def _log_files(paths: Paths, report: Path, root: Path) -> None:
         mlflow.log_artifact(str(file), file.parent.name if file != report else None)
     for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
         mlflow.log_artifact(str(root / name), "pipeline")
-    mlflow.log_artifacts(str(paths.stage("train") / "adapter"), "train/adapter")
+    adapter = paths.stage("train") / "adapter"
+    # A whole model (train.lora: null) goes into the registry anyway.
+    if (adapter / "adapter_config.json").is_file():
+        mlflow.log_artifacts(str(adapter), "train/adapter")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("aaft", deadline=None)
+settings.load_profile("aaft")
+
 _HOME = Path(tempfile.mkdtemp(prefix="aaft-tests-"))
 
 # A user's server or profile must never receive a test's runs.

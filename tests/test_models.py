@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aaft.errors import AaftError
 from aaft.models.generate import complete, greedy, prefill, response_logprobs
-from aaft.models.packed import PackedRow, branch_logprobs, check_logits, pack
+from aaft.models.packed import PackedRow, branch_logprobs, check_logits, pack, token_logprobs
 from aaft.models.policy import (
     Codec,
     load_codec,
@@ -52,6 +52,31 @@ def test_packed_branches_are_exact_without_autocast(model, monkeypatch) -> None:
     packed = branch_logprobs(model, pack(rows)).tolist()
     alone = [plain_logprob(model, r.prompt, b) for r in rows for b in r.branches]
     assert packed == pytest.approx(alone, abs=1e-4)
+
+
+def test_token_logprobs_are_each_labels_own_and_add_up_to_the_branches(model, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: torch.enable_grad())
+    rows = [PackedRow([5, 6, 7], [[8, 9], [10]]), PackedRow([9] * 4, [[4, 5, 6]])]
+    packed = pack(rows)
+    got = token_logprobs(model, packed)
+    alone = [
+        plain_logprob(model, row.prompt + branch[:k], [branch[k]])
+        for row in rows
+        for branch in row.branches
+        for k in range(len(branch))
+    ]
+    assert got.tolist() == pytest.approx(alone, abs=1e-4)
+    sums = torch.zeros(packed.branches).index_add(0, packed.branch, got)
+    assert torch.equal(sums, branch_logprobs(model, packed))
+
+
+@given(st.lists(st.tuples(ids, st.lists(ids, min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_branch_and_offset_say_where_each_label_stands(rows) -> None:
+    packed = pack([PackedRow(p, bs) for p, bs in rows])
+    branches = [branch for _, bs in rows for branch in bs]
+    where = zip(packed.branch.tolist(), packed.offset.tolist(), strict=True)
+    assert [branches[b][k] for b, k in where] == packed.labels.tolist()
+    assert packed.offset.tolist() == [k for branch in branches for k in range(len(branch))]
 
 
 def test_cached_gold_logprobs_equal_a_plain_forward_pass(model) -> None:
@@ -115,9 +140,12 @@ def test_samples_follow_the_models_distribution(model) -> None:
     assert float((got - want).abs().sum() / 2) < 0.1  # total variation
 
 
-def test_greedy_answers_come_back_in_the_prompts_order(model) -> None:
+@pytest.mark.parametrize("independent", [True, False])
+def test_greedy_answers_come_back_in_the_prompts_order(model, independent: bool) -> None:
     prompts = [[5], [6, 7, 8], [9, 10]]
-    together = greedy(model, prompts, end_id=0, max_new_tokens=5, batch_size=2)
+    together = greedy(
+        model, prompts, end_id=0, max_new_tokens=5, batch_size=2, independent=independent
+    )
     alone = [greedy(model, [p], end_id=0, max_new_tokens=5, batch_size=1)[0].ids for p in prompts]
     assert [c.ids for c in together] == alone
 

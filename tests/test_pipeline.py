@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_a_rerun_reproduces_scores_and_training_byte_for_byte(
     names += [
         str(path.relative_to(built.build))
         for path in sorted(built.stage("train").rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "timing.jsonl"
     ]
     assert len(names) > 6
     for name in names:
@@ -219,3 +220,14 @@ def test_sft_is_a_baseline_without_gates(params: Path, built: Paths) -> None:
     assert all(row["pg"] == 0 for row in history)
     tuning_stage.run(load_config(params), built)
     assert json.loads(built.report("train").read_text())["method"] == "aaft"
+
+
+def test_a_whole_model_is_evaluated_like_an_adapter(
+    params: Path, built: Paths, tmp_path: Path
+) -> None:
+    shutil.copytree(built.build, tmp_path / "build")
+    paths = Paths(tmp_path / "build")
+    cfg = load_config(params, ["train.lora=null"])
+    tuning_stage.run(cfg, paths)
+    assert not (paths.stage("train") / "adapter/adapter_config.json").exists()
+    assert set(bench_stage.run(cfg, paths)["candidate"]) >= METRICS

@@ -69,7 +69,7 @@ def test_weights_value_and_uncertainty_equal_the_slow_version(table, eta) -> Non
     value, doubt = slow_standing(w[0].tolist(), q, u)
     assert float(got.value) == pytest.approx(value, abs=1e-9, nan_ok=True)
     assert float(got.uncertainty) == pytest.approx(doubt, abs=1e-9, nan_ok=True)
-    assert 1 - 1e-9 <= float(got.ess) <= len(ratio) + 1e-9
+    assert float(got.ess) == pytest.approx(1 / sum(x * x for x in w[0].tolist()))
 
 
 def test_eta_zero_is_the_static_gate() -> None:

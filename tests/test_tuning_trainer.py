@@ -13,15 +13,20 @@ from hypothesis import strategies as st
 from aaft.config import GateSettings, LoraSettings, ObjectiveSettings, TrainConfig
 from aaft.errors import AaftError
 from aaft.models.packed import PackedRow
-from aaft.tuning.examples import Example, stack
-from aaft.tuning.objective import gated_terms, supervised_terms
+from aaft.tuning.batches import micro_batches
+from aaft.tuning.examples import Example
 from aaft.tuning.stage import add_lora
-from aaft.tuning.trainer import Trainer, micro_batches
-from aaft.tuning.weights import candidate_weights
+from aaft.tuning.trainer import Trainer
 from tests import tiny
 
 
-def example(number: int, quality: list[float], *, abstention: list[int] | None = None) -> Example:
+def example(
+    number: int,
+    quality: list[float],
+    *,
+    abstention: list[int] | None = None,
+    conservative: list[int] | None = None,
+) -> Example:
     """Candidates of different lengths, one objective, no uncertainty."""
     rng = np.random.default_rng(number)
     texts = [rng.integers(4, 250, size=3 + k + number % 3).tolist() for k in range(len(quality))]
@@ -32,7 +37,9 @@ def example(number: int, quality: list[float], *, abstention: list[int] | None =
         quality=np.array(quality)[:, None],
         uncertainty=np.zeros((len(quality), 1)),
         logprob=np.array([-6.0 * len(t) for t in texts]),
+        reward=np.array(quality),
         abstention=abstention,
+        conservative=conservative,
         review=False,
     )
 
@@ -100,71 +107,6 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths, tokens) ->
     assert sorted(key for batch in batches for key in batch) == list(rows)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
-
-
-def slow_loss(examples, gates, weights, ratios, nll, cfg) -> float:
-    """DESIGN 2.9, term by term, for one objective."""
-    tokens = sum(
-        len(e.candidates[0])
-        for e, g in zip(examples, gates, strict=True)
-        if g < 1 and e.abstention is None
-    )
-    total = 0.0
-    for i, e in enumerate(examples):
-        if e.abstention is None and gates[i] < 1:
-            total += (1 - gates[i]) * nll[i][0] / tokens
-        count = len(e.candidates)
-        for k in range(count):
-            others = [j for j in range(count) if j != k]
-            baseline = cfg.floor
-            if others:
-                mass = sum(weights[i][j] for j in others)
-                mean = sum(weights[i][j] * e.quality[j, 0] for j in others) / mass
-                baseline = max(mean - cfg.delta, cfg.floor)
-            gain = e.quality[k, 0] - baseline
-            if e.quality[k, 0] < cfg.floor:
-                gain = min(gain, 0.0)
-            length = len(e.candidates[k])
-            fade = 0.0
-            if -ratios[i][k] / length <= cfg.trust:
-                fade = 2 / (1 + math.exp(-cfg.beta_n * min(ratios[i][k], 0.0)))
-            phi = max(gain, 0) - max(-gain, 0) * fade
-            total += cfg.lambda_pg * gates[i] * phi * nll[i][k] / length / count / len(examples)
-        if e.abstention is not None:
-            total += cfg.lambda_abstain * nll[i][-1] / len(e.abstention) / len(examples)
-    return total
-
-
-def test_the_terms_add_up_to_the_design_formula() -> None:
-    cfg = ObjectiveSettings(lambda_pg=0.7, lambda_abstain=1.3)
-    examples = [
-        example(0, [0.9, 0.2, 0.4]),
-        example(1, [0.1, 0.3, 0.8]),
-        example(2, [0.1, 0.1, 0.2], abstention=[9, 8, 0]),
-    ]
-    scores = stack(examples)
-    ratios = torch.tensor([[1.0, -0.5, 0.0], [-0.2, 0.3, 2.0], [0.0, -9.0, 0.1]]).double()
-    gates = torch.tensor([0.0, 0.6, 1.0]).double()
-    weights = candidate_weights(ratios, scores.tokens, 3.0)
-    rng = np.random.default_rng(0)
-    nll = [[float(x) for x in rng.uniform(1, 30, size=4)] for _ in examples]
-    terms = gated_terms(examples, scores, gates, weights, ratios, cfg)
-    total = 0.0
-    for term in terms:
-        e = examples[term.example]
-        which = e.candidates.index(term.response) if term.response in e.candidates else -1
-        total += term.coefficient * nll[term.example][which]
-    want = slow_loss(examples, gates.tolist(), weights.tolist(), ratios.tolist(), nll, cfg)
-    assert total == pytest.approx(want, rel=1e-9)
-
-
-def test_lambda_zero_is_gate_weighted_sft() -> None:
-    examples = [example(0, [0.9, 0.2]), example(1, [0.1, 0.8])]
-    scores, gates = stack(examples), torch.tensor([0.25, 0.5]).double()
-    zeros = torch.zeros(2, 2).double()
-    weights = candidate_weights(zeros, scores.tokens, 3.0)
-    terms = gated_terms(examples, scores, gates, weights, zeros, ObjectiveSettings(lambda_pg=0))
-    assert terms == supervised_terms(examples, [0.75, 0.5])
 
 
 def test_no_rollouts_make_a_gold_only_gate() -> None:

@@ -43,7 +43,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """
     out = paths.stage("evaluate")
     adapter = paths.stage("train") / "adapter"
-    if not (adapter / "adapter_config.json").is_file() or not paths.report("train").is_file():
+    saved = any((adapter / name).is_file() for name in ("adapter_config.json", "config.json"))
+    if not saved or not paths.report("train").is_file():
         raise AaftError(f"{adapter}: no finished adapter; run the train stage first")
     locate_policy(cfg.policy.model)
     detector = read_json(paths.report("score"))["judges"].get("refusal")
@@ -116,6 +117,7 @@ def _answer(
             max_new_tokens=cfg.evaluate.max_new_tokens,
             batch_size=cfg.evaluate.batch_size,
             advance=advance,
+            independent=False,
         )
     texts = iter([codec.decode(completion.ids) for completion in done])
     return {benchmark: [next(texts) for _ in rows] for benchmark, rows in examples.items()}

@@ -46,6 +46,8 @@ class PackedBatch:
     """``[T]`` response tokens, branch after branch, row after row."""
     branch: torch.Tensor
     """``[T]`` index of the branch each label belongs to."""
+    offset: torch.Tensor
+    """``[T]`` position of each label in its branch, from 0."""
     branches: int
 
 
@@ -57,6 +59,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
     tree = any(len(row.branches) != 1 for row in rows)
     seen = torch.zeros(len(rows), 1, width, width, dtype=torch.bool) if tree else None
     predictor, labels, owner = [], [], []
+    offset: list[int] = []
     count = 0
     for b, row in enumerate(rows):
         stem = len(row.prompt)
@@ -76,6 +79,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
             predictor += [(b, stem - 1), *((b, p) for p in range(start, stop - 1))]
             labels += branch
             owner += [count] * len(branch)
+            offset += range(len(branch))
             count += 1
             start = stop
         if seen is not None:
@@ -88,15 +92,15 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
         torch.tensor(predictor, dtype=torch.long).reshape(-1, 2),
         torch.tensor(labels, dtype=torch.long),
         torch.tensor(owner, dtype=torch.long),
+        torch.tensor(offset, dtype=torch.long),
         count,
     )
 
 
-def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """Summed log-probability of each branch, ``[branches]`` float32, in nats.
+def label_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """Logits where there are labels and nowhere else, ``[T, V]`` float32.
 
-    Logits are computed only where there are labels. Runs under bfloat16 autocast; the softmax is
-    in float32.
+    Runs under bfloat16 autocast.
 
     Args:
         model: a causal language model or a PEFT wrapper around one.
@@ -114,12 +118,32 @@ def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
             use_cache=False,
         ).last_hidden_state
         where = batch.predictor.to(device)
-        logits = causal.get_output_embeddings()(hidden[where[:, 0], where[:, 1]])
-    losses = torch.nn.functional.cross_entropy(
-        logits.float(), batch.labels.to(device), reduction="none"
-    )
-    sums = torch.zeros(batch.branches, dtype=torch.float32, device=device)
-    return sums.index_add(0, batch.branch.to(device), -losses)
+        logits: torch.Tensor = causal.get_output_embeddings()(hidden[where[:, 0], where[:, 1]])
+    return logits.float()
+
+
+def token_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """Log-probability of each label, ``[T]`` float32, in nats and in the order of ``labels``.
+
+    Args:
+        model: as for `label_logits`.
+        batch: packed rows.
+    """
+    logits = label_logits(model, batch)
+    labels = batch.labels.to(logits.device)
+    return -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """Summed log-probability of each branch, ``[branches]`` float32, in nats.
+
+    Args:
+        model: as for `label_logits`.
+        batch: packed rows.
+    """
+    values = token_logprobs(model, batch)
+    sums = torch.zeros(batch.branches, dtype=torch.float32, device=values.device)
+    return sums.index_add(0, batch.branch.to(values.device), values)
 
 
 def check_logits(model: Any) -> None:

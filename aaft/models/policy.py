@@ -198,6 +198,21 @@ def save_adapter(model: Any, out: Path) -> None:
     partial.replace(out)
 
 
+def save_model(model: Any, codec: Codec, out: Path) -> None:
+    """Save a whole model with its tokenizer as a Hugging Face directory, in bfloat16.
+
+    ``model`` itself is converted. ``out`` is replaced whole.
+    """
+    import torch
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(partial)
+    codec.tokenizer.save_pretrained(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.replace(out)
+
+
 def _hub_message(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0]
     return f"policy.model: {name} could not be loaded ({first}); name a model directory or hub id"

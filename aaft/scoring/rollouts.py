@@ -14,7 +14,8 @@ from aaft.errors import AaftError
 from aaft.models.fingerprint import model_digest
 from aaft.models.generate import Completion, complete, prefill, prompt_batches, response_logprobs
 from aaft.models.policy import Codec, load_codec, load_policy
-from aaft.scoring.engine import content_key
+from aaft.scoring.cache import ScoreCache
+from aaft.scoring.engine import content_key, fill, read
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,26 @@ class RolloutWork:
         model = load_policy(policy.model, device, torch.bfloat16, policy.revision)
         check_logits(model)
         return model
+
+
+def draw(cfg: Config, asked: Sequence[Asked], cache: ScoreCache) -> list[list[Candidate]]:
+    """Each record's candidates, drawn where the cache doesn't know them.
+
+    Raises:
+        AaftError: a server failed on some; what it did is kept.
+    """
+    work = RolloutWork(cfg)
+    filled = fill(work, asked, len(asked), cache, cfg.score, "rollouts", unit="prompts")
+    print(
+        f"rollouts: {filled.reused} of {len(asked)} prompts known already, {filled.computed} drawn",
+        flush=True,
+    )
+    if filled.failed:
+        raise AaftError(
+            f"score.endpoint: {filled.failed} of {len(asked)} prompts without rollouts "
+            f"({work.summary()}); what succeeded is kept, rerun to go on"
+        )
+    return [as_candidates(value) for value in read(work, asked, cache)]
 
 
 def as_candidates(value: Sequence[dict[str, Any]]) -> list[Candidate]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aaft.config import Config, Paths
+from aaft.config import ACCEPTED, Config, Paths
 from aaft.data.records import Record, read_clean
 from aaft.errors import AaftError
 from aaft.io import atomic_path, text_digest, write_json, write_jsonl
@@ -31,9 +31,8 @@ from aaft.models.policy import load_codec, locate_policy
 from aaft.scoring.alignment import Alignment
 from aaft.scoring.cache import ScoreCache, open_cache
 from aaft.scoring.conservative import Conservative, conservative_responses
-from aaft.scoring.engine import fill, read
 from aaft.scoring.judging import Judged, JudgeWork, align_cached, judge_all, judge_works
-from aaft.scoring.rollouts import Asked, Candidate, RolloutWork, as_candidates, tokenize
+from aaft.scoring.rollouts import Candidate, draw, tokenize
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
@@ -61,12 +60,16 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     quality = check_quality(judges, labelled, kappa_u=cfg.judges.kappa_u, force=cfg.judges.force)
     write_json(out / ANCHORS, anchor_scores(judges, anchors))
     with open_cache(cfg.score.cache) as cache:
-        candidates = _draw(cfg, asked, cache)
+        candidates = draw(cfg, asked, cache)
         flat = [candidate for row in candidates for candidate in row]
         samples = _samples(records, candidates)
         judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
         alignment = align_cached(works, samples, cfg.judges.kappa_u, cache)
-        declining = [(r, response) for r in records for response in conservative_responses(r)]
+        declining = [
+            (record, response)
+            for record in _rejected(records, candidates, alignment)
+            for response in conservative_responses(record)
+        ]
         rewards = _declining_rewards(cfg, works, declining, cache)
 
     write_jsonl(
@@ -108,24 +111,13 @@ def _keep(heads: Path, folder: Path) -> None:
     partial.replace(folder)
 
 
-def _draw(cfg: Config, asked: Sequence[Asked], cache: ScoreCache) -> list[list[Candidate]]:
-    """Each record's candidates, drawn where the cache doesn't know them.
-
-    Raises:
-        AaftError: a server failed on some; what it did is kept.
-    """
-    work = RolloutWork(cfg)
-    filled = fill(work, asked, len(asked), cache, cfg.score, "rollouts", unit="prompts")
-    print(
-        f"rollouts: {filled.reused} of {len(asked)} prompts known already, {filled.computed} drawn",
-        flush=True,
-    )
-    if filled.failed:
-        raise AaftError(
-            f"score.endpoint: {filled.failed} of {len(asked)} prompts without rollouts "
-            f"({work.summary()}); what succeeded is kept, rerun to go on"
-        )
-    return [as_candidates(value) for value in read(work, asked, cache)]
+def _rejected(
+    records: Sequence[Record], candidates: Sequence[Sequence[Candidate]], alignment: Alignment
+) -> list[Record]:
+    """Records whose gold is not accepted: only these can learn to decline instead."""
+    firsts = np.cumsum([0, *map(len, candidates)])[:-1]
+    golds = zip(records, alignment.reward[firsts], strict=True)
+    return [record for record, reward in golds if reward < ACCEPTED]
 
 
 def _declining_rewards(

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from aaft.config import ACCEPTED
+
 
 def accepted_by_mistake(candidates: int, false_accept: float, quantile: float = 0.95) -> int:
     """``Q95(Binomial(K+1, alpha))``: how many accepted candidates may all be mistakes."""
@@ -50,9 +52,9 @@ def abstains(reward: npt.NDArray[np.float64], conservative: float, false_accept:
         conservative: ``r`` of the conservative response.
         false_accept: alpha of the judge of the objective that failed.
     """
-    accepted = int((reward >= 0.5).sum())
+    accepted = int((reward >= ACCEPTED).sum())
     return (
-        bool(reward[0] < 0.5)
-        and conservative >= 0.5
+        bool(reward[0] < ACCEPTED)
+        and conservative >= ACCEPTED
         and accepted <= accepted_by_mistake(len(reward), false_accept)
     )

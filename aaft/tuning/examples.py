@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from aaft.config import ACCEPTED
 from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.io import read_jsonl
@@ -32,8 +33,12 @@ class Example:
     """``u``, ``[K+1, M]`` or NaN."""
     logprob: npt.NDArray[np.float64]
     """``log mu(y_k|x)``, ``[K+1]``."""
+    reward: npt.NDArray[np.float64]
+    """``r = min_m q``, ``[K+1]`` or NaN."""
     abstention: list[int] | None
     """Conservative response to learn instead, or None."""
+    conservative: list[int] | None
+    """Accepted conservative response to recover with where the gold is rejected, or None."""
     review: bool
     """Misaligned throughout on an objective without conservative responses: for a person."""
 
@@ -46,6 +51,7 @@ class Scores:
     uncertainty: torch.Tensor
     logprob: torch.Tensor
     tokens: torch.Tensor
+    reward: torch.Tensor
 
 
 def stack(examples: Sequence[Example]) -> Scores:
@@ -55,6 +61,7 @@ def stack(examples: Sequence[Example]) -> Scores:
         torch.tensor(np.stack([e.uncertainty for e in examples])),
         torch.tensor(np.stack([e.logprob for e in examples])),
         torch.tensor([[len(c) for c in e.candidates] for e in examples], dtype=torch.float64),
+        torch.tensor(np.stack([e.reward for e in examples])),
     )
 
 
@@ -97,17 +104,23 @@ def load_examples(
         declining = conservative.get((record.id, failed))
         alpha = false_accept.get(failed or "", 0.0)
         reward = scored["r"].to_numpy(dtype=np.float64)
-        declines = declining is not None and abstains(reward, declining["r"], alpha)
+        answer, recovers, declines = None, False, False
+        if declining is not None:
+            answer = codec.response_ids(declining["text"])
+            recovers = bool(reward[0] < ACCEPTED) and declining["r"] >= ACCEPTED
+            declines = abstains(reward, declining["r"], alpha)
         examples.append(
             Example(
-                record.id,
-                prompt,
-                candidates,
-                quality,
-                scored[[f"u_{name}" for name in objectives]].to_numpy(dtype=np.float64),
-                scored["logprob"].to_numpy(dtype=np.float64),
-                codec.response_ids(declining["text"]) if declining and declines else None,
-                failed is not None and declining is None and bool((reward < 0.5).all()),
+                id=record.id,
+                prompt=prompt,
+                candidates=candidates,
+                quality=quality,
+                uncertainty=scored[[f"u_{n}" for n in objectives]].to_numpy(dtype=np.float64),
+                logprob=scored["logprob"].to_numpy(dtype=np.float64),
+                reward=reward,
+                abstention=answer if declines else None,
+                conservative=answer if recovers else None,
+                review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
             )
         )
     return examples

@@ -1,11 +1,13 @@
 """The training loss as one coefficient per response (DESIGN 2.9).
 
 Every part of the objective is a weight on some response's negative log-likelihood, so a step is
-a list of (example, response, coefficient) and its loss is their sum::
+a list of (example, prefix, response, coefficient) and its loss is their sum::
 
     loss = sum_i (1 - g_i) NLL_i / N                    N = tokens of golds with weight
          + lambda_pg / B sum_i g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
          + lambda_abstain / B sum_{abstaining i} NLL_i' / L_i'
+         + lambda_recovery / B sum_i g_i/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
+         + sum_i sum_{k>=1} beta g_i 1[mean r_i >= 0.5] / (B K L_ik) NLL_ik
 
 ``B`` is the number of examples in the accumulation window and ``N`` sums over it, so neither
 micro-batches nor their order change the loss. With every gate at 0 what remains is, to the bit,
@@ -21,20 +23,27 @@ from typing import Literal
 import torch
 
 from aaft.config import ObjectiveSettings
+from aaft.models.packed import PackedRow
 from aaft.tuning.advantage import advantages
+from aaft.tuning.anchor import anchor_coefficients
 from aaft.tuning.examples import Example, Scores
 from aaft.tuning.taper import push
 
-Part = Literal["sft", "pg", "abstain"]
+Part = Literal["sft", "pg", "abstain", "recovery", "anchor"]
+Prefix = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Term:
-    """``sum(parts.values())`` times the negative log-likelihood of ``response``."""
+    """``sum(parts.values())`` times the negative log-likelihood of ``response``.
+
+    The response follows the example's prompt and ``prefix``; only the response has a loss.
+    """
 
     example: int
     response: list[int]
     parts: dict[Part, float]
+    prefix: Prefix = ()
 
     @property
     def coefficient(self) -> float:
@@ -59,8 +68,9 @@ def gated_terms(
     weights: torch.Tensor,
     log_ratio: torch.Tensor,
     cfg: ObjectiveSettings,
+    prefixes: Sequence[Sequence[Prefix]],
 ) -> list[Term]:
-    """All terms of one window.
+    """All terms of one window, by example, its candidates before its conservative response.
 
     Args:
         examples: the window, ``B`` of them.
@@ -69,22 +79,91 @@ def gated_terms(
         weights: candidate weights ``[B, K+1]``.
         log_ratio: ``D``, ``[B, K+1]``; anything where the gate is 0.
         cfg: settings of the objective.
+        prefixes: of ``recovery_prefixes``, ``R_i`` of them an example; those of an example without
+            an accepted conservative response don't count.
     """
+    abstaining = [example.abstention is not None for example in examples]
     sft = [
-        0.0 if example.abstention is not None else 1.0 - g
-        for example, g in zip(examples, gates.tolist(), strict=True)
+        0.0 if abstains else 1.0 - g for abstains, g in zip(abstaining, gates.tolist(), strict=True)
     ]
     terms = {(t.example, 0): t for t in supervised_terms(examples, sft)}
+    per_candidate: dict[Part, torch.Tensor] = {
+        "pg": _pg_coefficients(scores, gates, weights, log_ratio, cfg),
+        "anchor": _anchor_coefficients(scores, gates, abstaining, cfg),
+    }
+    for part, coefficients in per_candidate.items():
+        for i, example in enumerate(examples):
+            for k, value in enumerate(coefficients[i].tolist()):
+                if value:
+                    term = terms.setdefault((i, k), Term(i, example.candidates[k], {}))
+                    term.parts[part] = value
+    last = scores.tokens.shape[1]
+    for i, (example, g, own) in enumerate(zip(examples, gates.tolist(), prefixes, strict=True)):
+        for n, target in enumerate(_declining(i, example, g, own, cfg, len(examples))):
+            terms[i, last + n] = target
+    return [term for _, term in sorted(terms.items()) if term.coefficient]
+
+
+def term_rows(
+    window: Sequence[Example], terms: Sequence[Term]
+) -> dict[tuple[int, Prefix], tuple[PackedRow, list[Term]]]:
+    """One row for each example and prefix: its terms' responses share what they follow.
+
+    Args:
+        window: the examples that ``Term.example`` counts in.
+        terms: in any order; a row's branches are in the order of its terms.
+    """
+    groups: dict[tuple[int, Prefix], list[Term]] = {}
+    for term in terms:
+        groups.setdefault((term.example, term.prefix), []).append(term)
+    return {
+        (i, prefix): (
+            PackedRow([*window[i].prompt, *prefix], [term.response for term in own]),
+            own,
+        )
+        for (i, prefix), own in groups.items()
+    }
+
+
+def _pg_coefficients(
+    scores: Scores,
+    gates: torch.Tensor,
+    weights: torch.Tensor,
+    log_ratio: torch.Tensor,
+    cfg: ObjectiveSettings,
+) -> torch.Tensor:
+    """Policy-gradient coefficients ``[B, K+1]``."""
     advantage = advantages(weights, scores.quality, delta=cfg.delta, floor=cfg.floor)
     phi = push(advantage, log_ratio, scores.tokens, beta_n=cfg.beta_n, trust=cfg.trust)
     share = cfg.lambda_pg * gates[:, None] * phi / scores.tokens
-    share = share / (len(examples) * scores.tokens.shape[1])
-    for i, example in enumerate(examples):
-        for k, value in enumerate(share[i].tolist()):
-            if value:
-                term = terms.setdefault((i, k), Term(i, example.candidates[k], {}))
-                term.parts["pg"] = value
-        if example.abstention is not None:
-            rate = cfg.lambda_abstain / (len(examples) * len(example.abstention))
-            terms[i, -1] = Term(i, example.abstention, {"abstain": rate})
-    return [term for _, term in sorted(terms.items()) if term.coefficient]
+    return share / (len(gates) * scores.tokens.shape[1])
+
+
+def _anchor_coefficients(
+    scores: Scores, gates: torch.Tensor, abstaining: Sequence[bool], cfg: ObjectiveSettings
+) -> torch.Tensor:
+    """Anchor coefficients ``[B, K+1]``; 0 where an example abstains.
+
+    Abstaining takes what was accepted for the judge's mistakes, so no reference is safe there.
+    """
+    trusted = gates.masked_fill(torch.tensor(abstaining), 0.0)
+    return anchor_coefficients(trusted, scores.reward, scores.tokens, cfg.beta_anchor)
+
+
+def _declining(
+    i: int,
+    example: Example,
+    g: float,
+    prefixes: Sequence[Prefix],
+    cfg: ObjectiveSettings,
+    size: int,
+) -> list[Term]:
+    """The conservative response as what to say, and as what to turn back to."""
+    terms = []
+    if example.abstention is not None:
+        share = cfg.lambda_abstain / (size * len(example.abstention))
+        terms.append(Term(i, example.abstention, {"abstain": share}))
+    if example.conservative is not None and prefixes:
+        share = cfg.lambda_recovery * g / (size * len(prefixes) * len(example.conservative))
+        terms += [Term(i, example.conservative, {"recovery": share}, p) for p in prefixes]
+    return terms

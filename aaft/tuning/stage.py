@@ -1,13 +1,17 @@
-"""The train stage: gated LoRA fine-tuning.
+"""The train stage: gated fine-tuning, of LoRA weights or of all weights.
 
 ``python -m aaft train`` reads ``build/validate`` and ``build/score`` and writes ``build/train/``:
-``adapter/`` (PEFT, safetensors), ``history.jsonl``, ``gates.parquet``, ``review.jsonl``,
-``report.json``. Equal inputs give equal bytes on one machine.
+``adapter/`` (PEFT, or with ``train.lora: null`` a whole model), ``history.jsonl``,
+``gates.parquet``, ``review.jsonl``, ``report.json``. Equal inputs give equal bytes on one machine,
+however often the run was killed; ``timing.jsonl`` alone differs. ``checkpoints/`` is there while
+it runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,25 +24,41 @@ from aaft.data.records import read_clean
 from aaft.errors import AaftError
 from aaft.io import atomic_path, read_json, write_json, write_jsonl
 from aaft.models import runtime
-from aaft.models.policy import load_codec, load_policy, locate_policy, save_adapter
+from aaft.models.policy import (
+    Codec,
+    load_codec,
+    load_policy,
+    locate_policy,
+    save_adapter,
+    save_model,
+)
+from aaft.tuning.checkpoint import Checkpoints
+from aaft.tuning.digest import run_digest
 from aaft.tuning.examples import Example, load_examples, scored_objectives
-from aaft.tuning.trainer import GateRow, Trainer
+from aaft.tuning.history import GateRow
+from aaft.tuning.ranks import connect
+from aaft.tuning.trainer import Trainer
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Fine-tune the policy and save the adapter.
 
+    Under ``accelerate launch`` the processes share the work and the first one writes.
+
     Raises:
-        AaftError: missing inputs, a non-finite loss, or gates that never open although judged
-            misaligned answers are there to open them.
+        AaftError: missing inputs, a non-finite loss, a full disk, or gates that never open
+            although judged misaligned answers are there to open them.
     """
     out, scored = paths.stage("train"), paths.stage("score")
     locate_policy(cfg.policy.model)
     score_report = read_json(paths.report("score"))
     records = read_clean(paths.stage("validate") / "clean.jsonl")
-    paths.report("train").unlink(missing_ok=True)
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
+    ranks = connect()
+    if ranks.main:
+        paths.report("train").unlink(missing_ok=True)
+        _tidy(out)
 
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
     objectives = scored_objectives(pq.read_schema(scored / "alignment.parquet").names)
@@ -49,16 +69,40 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         if "false_accept" in score_report["judges"].get(name, {})
     }
     examples = load_examples(scored, records, codec, objectives, false_accept)
-    attention = runtime.training_attention(device)
-    base = load_policy(cfg.policy.model, device, torch.float32, cfg.policy.revision, attention)
-    model = add_lora(base, cfg.train.lora, cfg.seed)
-    trainer = Trainer(model, examples, cfg.train, cfg.seed)
+    model = prepare_model(cfg, ranks.device or device)
+    checkpoints = Checkpoints(
+        out / "checkpoints", run_digest(cfg, paths), cfg.train.checkpoint_steps
+    )
+    trainer = Trainer(model, examples, cfg.train, cfg.seed, checkpoints=checkpoints, ranks=ranks)
     trainer.run()
     if cfg.train.method == "aaft":
         _check_gates_open(examples, trainer.gates)
+    report = summarize(cfg, examples, trainer)
+    if ranks.main:
+        write_outputs(out, model, codec, examples, trainer)
+        write_json(paths.report("train"), report)
+        checkpoints.clear()
+    ranks.close()
+    return report
 
-    save_adapter(model, out / "adapter")
+
+def prepare_model(cfg: Config, device: torch.device) -> Any:
+    """The policy with float32 weights, wrapped with LoRA unless all its weights are trained."""
+    attention = runtime.training_attention(device)
+    base = load_policy(cfg.policy.model, device, torch.float32, cfg.policy.revision, attention)
+    return base if cfg.train.lora is None else add_lora(base, cfg.train.lora, cfg.seed)
+
+
+def write_outputs(
+    out: Path, model: Any, codec: Codec, examples: list[Example], trainer: Trainer
+) -> None:
+    """Write all but the report."""
+    if hasattr(model, "peft_config"):
+        save_adapter(model, out / "adapter")
+    else:
+        save_model(model, codec, out / "adapter")
     write_jsonl(out / "history.jsonl", trainer.history)
+    write_jsonl(out / "timing.jsonl", trainer.timing)
     gates = [trainer.gates[e.id] for e in examples if e.id in trainer.gates]
     with atomic_path(out / "gates.parquet") as temporary:
         pd.DataFrame(
@@ -73,9 +117,6 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             if e.review
         ),
     )
-    report = summarize(cfg, examples, trainer)
-    write_json(paths.report("train"), report)
-    return report
 
 
 def add_lora(base: Any, settings: LoraSettings, seed: int) -> Any:
@@ -121,6 +162,15 @@ def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[st
             "share_above_half": float((gates > 0.5).mean()),
         }
     return report
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a killed run had not finished writing; checkpoints see to their own."""
+    for leftover in out.glob(".*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def _check_gates_open(examples: list[Example], gates: dict[str, GateRow]) -> None:

@@ -11,7 +11,21 @@ off-policy REINFORCE drives the log-probabilities of bad answers, and then the m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+from aaft.tuning.weights import CLIP
+
+
+@dataclass(frozen=True)
+class Clips:
+    """How often a window's bounds were reached, each in [0, 1]; 0 where there was nothing."""
+
+    ratio: float
+    """Share of the candidates of open gates whose ``|d| > 3`` was clipped in their weight."""
+    trust: float
+    """Share of the negative advantages of open gates that ``-d > trust`` stopped."""
 
 
 def taper(
@@ -33,3 +47,30 @@ def push(
     """``phi``: the coefficient of ``-log pi(y_k|x) / L_k``, without gradient. All ``[B, K+1]``."""
     down = taper(log_ratio, tokens, beta_n=beta_n, trust=trust)
     return (advantage.clamp(min=0.0) + advantage.clamp(max=0.0) * down).detach()
+
+
+def clip_rates(
+    gates: torch.Tensor,
+    advantage: torch.Tensor,
+    log_ratio: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    trust: float,
+) -> Clips:
+    """Count what the clip of the weights and the trust bound cut off in open gates.
+
+    Args:
+        gates: ``g``, ``[B]``.
+        advantage: ``A``, ``[B, K+1]``.
+        log_ratio: ``D``, ``[B, K+1]``.
+        tokens: ``L``, ``[B, K+1]``.
+        trust: drop in log-probability per token that stops a push.
+    """
+    seen = (gates > 0)[:, None].expand_as(log_ratio)
+    drift = log_ratio / tokens
+    negative = seen & (advantage < 0)
+    return Clips(_share(drift.abs() > CLIP, seen), _share(-drift > trust, negative))
+
+
+def _share(hit: torch.Tensor, among: torch.Tensor) -> float:
+    return int((hit & among).sum()) / max(1, int(among.sum()))

@@ -1,10 +1,11 @@
-"""The training loop: gate a window, lay out its terms, accumulate, step."""
+"""The training loop: plan a window, compute its terms in micro-batches, step, keep a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,154 +13,208 @@ import torch
 from aaft.config import TrainConfig
 from aaft.errors import AaftError
 from aaft.models.packed import PackedRow, branch_logprobs, pack
-from aaft.progress import progress
-from aaft.tuning.examples import Example, Scores, stack
-from aaft.tuning.gate import always_closed, gate
-from aaft.tuning.objective import Part, Term, gated_terms, supervised_terms
-from aaft.tuning.weights import Standing, candidate_weights, standing
+from aaft.progress import Advance, progress
+from aaft.tuning.batches import Key, micro_batches
+from aaft.tuning.checkpoint import Checkpoints, Snapshot, capture, restore
+from aaft.tuning.examples import Example
+from aaft.tuning.history import PARTS, GateRow, Losses, gate_rows, history_row
+from aaft.tuning.objective import Term, term_rows
+from aaft.tuning.ranks import Ranks
+from aaft.tuning.recipe import Recipe, recipe_for
 
-
-@dataclass(frozen=True)
-class Gating:
-    """What the gate saw of a window under the current policy."""
-
-    gates: torch.Tensor
-    standing: Standing
-    weights: torch.Tensor
-    log_ratio: torch.Tensor
-
-
-@dataclass(frozen=True)
-class GateRow:
-    """The last gate of a record."""
-
-    id: str
-    gate: float
-    v: float
-    uncertainty: float
-    abstain: bool
+Rows = Mapping[Key, tuple[PackedRow, list[Term]]]
 
 
 class Trainer:
-    """Trains ``model`` in place; ``history`` and ``gates`` fill as it goes."""
+    """Trains ``model`` in place; ``history``, ``gates`` and ``timing`` fill as it goes.
+
+    ``recipe`` is by default that of ``cfg.method``. With ``checkpoints`` a run that was killed goes
+    on where it was and ends with the same bits. With ``ranks`` each process computes a share.
+    """
 
     def __init__(
-        self, model: Any, examples: Sequence[Example], cfg: TrainConfig, seed: int
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        cfg: TrainConfig,
+        seed: int,
+        *,
+        recipe: Recipe | None = None,
+        checkpoints: Checkpoints | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._model = model
-        self._examples = examples
-        self._cfg = cfg
-        self._seed = seed
+        self.model = model
+        self.cfg = cfg
+        self.seed = seed
+        self.ranks = ranks or Ranks()
         self.history: list[dict[str, float | int]] = []
         self.gates: dict[str, GateRow] = {}
+        self.timing: list[dict[str, float | int]] = []
+        self._examples = examples
+        self._recipe = recipe or recipe_for(cfg)
+        self._checkpoints = checkpoints
+        self._computed = 0
+        self._named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(self._named.values())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay
+        )
 
     def run(self) -> None:
         """Train for the configured epochs.
 
         Raises:
-            AaftError: the loss or the gradient of a step is not finite; record ids are named.
+            AaftError: the loss or the gradient of a step is not finite (record ids are named), or a
+                checkpoint can't be written.
         """
-        cfg = self._cfg
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay
-        )
-        per_epoch = math.ceil(len(self._examples) / cfg.rows_per_step)
-        steps = per_epoch * cfg.epochs
-        warmup = math.ceil(cfg.warmup_fraction * steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, warmup, steps)
-        )
-        with progress("train", steps * cfg.rows_per_step, "rows") as advance:
-            for step, window in enumerate(self._windows(), start=1):
-                terms, gating = self._plan(window)
-                losses = self._accumulate(window, terms)
-                norm = float(torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm))
-                if not math.isfinite(norm + sum(losses.values())):
-                    ids = ", ".join(example.id for example in window)
-                    raise AaftError(
-                        f"train: step {step}: loss or gradient is not finite; records {ids}; "
-                        "lower train.learning_rate or look at these records"
-                    )
-                lr = float(schedule.get_last_lr()[0])
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                self.history.append(_history_row(step, losses, lr, norm, gating, terms))
+        windows = list(self._windows())
+        warmup = math.ceil(self.cfg.warmup_fraction * len(windows))
+        done = self._resume()
+        rows = [len(window) for _, window in windows]
+        shown = progress("train", sum(rows), "rows") if self.ranks.main else _silent()
+        with shown as advance:
+            if done:
+                advance(sum(rows[:done]), reused=True)
+            for step, (epoch, window) in enumerate(windows[done:], start=done + 1):
+                lr = self.cfg.learning_rate * learning_rate_factor(step - 1, warmup, len(windows))
+                self._step(step, epoch, window, lr)
+                if self._checkpoints and step % self._checkpoints.every == 0 and self.ranks.main:
+                    self._checkpoints.save(self._snapshot(step))
                 advance(len(window))
 
-    def _windows(self) -> Iterator[list[Example]]:
-        """Shuffled windows of ``rows_per_step`` examples."""
-        for epoch in range(self._cfg.epochs):
-            shuffle = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self._examples), generator=shuffle).tolist()
-            for start in range(0, len(order), self._cfg.rows_per_step):
-                yield [self._examples[i] for i in order[start : start + self._cfg.rows_per_step]]
+    def logprobs(self, rows: Mapping[Key, PackedRow]) -> dict[Key, list[float]]:
+        """Log-probabilities of each row's branches under the current policy, without gradient.
 
-    def _plan(self, window: Sequence[Example]) -> tuple[list[Term], Gating | None]:
-        if self._cfg.method == "sft":
-            return supervised_terms(window, [1.0] * len(window)), None
-        scores = stack(window)
-        gating = self.measure(window, scores)
-        for i, example in enumerate(window):
-            self.gates[example.id] = GateRow(
-                example.id,
-                float(gating.gates[i]),
-                float(gating.standing.value[i]),
-                float(gating.standing.uncertainty[i]),
-                example.abstention is not None,
-            )
-        terms = gated_terms(
-            window, scores, gating.gates, gating.weights, gating.log_ratio, self._cfg.objective
-        )
-        return terms, gating
-
-    def measure(self, window: Sequence[Example], scores: Scores) -> Gating:
-        """Gate ``window`` under the current policy.
-
-        Candidates are computed only where the policy can matter: not where the gate is closed
-        whatever the policy does.
+        Computed in evaluation mode (what is measured must not depend on dropout), shared by the
+        ranks, the same on each of them.
         """
-        cfg = self._cfg.gate
-        closed = always_closed(scores.quality, scores.uncertainty, cfg)
-        log_ratio = torch.zeros_like(scores.logprob)
-        rows = {
-            i: PackedRow(example.prompt, example.candidates)
-            for i, example in enumerate(window)
-            if not closed[i]
-        }
-        self._model.eval()  # a gate must not depend on dropout
-        for batch in micro_batches(rows, self._cfg.tokens_per_batch):
+        own = self.ranks.share({key: row.length for key, row in rows.items()})
+        found: dict[Key, list[float]] = {}
+        self.model.eval()
+        for batch in micro_batches({key: rows[key] for key in own}, self.cfg.tokens_per_batch):
             with torch.no_grad():
-                logprobs = branch_logprobs(self._model, pack([rows[i] for i in batch]))
-            candidates = logprobs.double().cpu().reshape(len(batch), -1)
-            log_ratio[batch] = candidates - scores.logprob[batch]
-        weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
-        state = standing(weights, scores.quality, scores.uncertainty)
-        gates = gate(state.value, state.uncertainty, cfg)
-        abstaining = torch.tensor([example.abstention is not None for example in window])
-        return Gating(gates.masked_fill(abstaining, 1.0), state, weights, log_ratio)
+                values = branch_logprobs(self.model, pack([rows[key] for key in batch])).tolist()
+            for key in batch:
+                count = len(rows[key].branches)
+                found[key], values = values[:count], values[count:]
+        self._computed += sum(row.length for row in rows.values())
+        flat = [
+            value
+            for key, row in rows.items()
+            for value in found.get(key, [0.0] * len(row.branches))
+        ]
+        total = iter(self.ranks.sum(flat))
+        return {key: [next(total) for _ in row.branches] for key, row in rows.items()}
 
-    def _accumulate(self, window: Sequence[Example], terms: Sequence[Term]) -> dict[Part, float]:
-        """Backpropagate the window's loss in micro-batches; return its parts."""
-        losses: dict[Part, float] = {"sft": 0.0, "pg": 0.0, "abstain": 0.0}
-        self._model.train()
-        chosen: dict[int, list[Term]] = {}
-        for term in terms:
-            chosen.setdefault(term.example, []).append(term)
-        rows = {
-            i: PackedRow(window[i].prompt, [term.response for term in own])
-            for i, own in chosen.items()
-        }
-        for batch in micro_batches(rows, self._cfg.tokens_per_batch):
-            flat = [term for i in batch for term in chosen[i]]
-            nll = -branch_logprobs(self._model, pack([rows[i] for i in batch]))
-            coefficients = torch.tensor([t.coefficient for t in flat], device=nll.device)
-            (coefficients * nll).sum().backward()
-            for term, value in zip(flat, nll.detach().tolist(), strict=True):
+    def _windows(self) -> Iterator[tuple[int, list[Example]]]:
+        """Epoch and shuffled window of ``rows_per_step`` examples."""
+        for epoch in range(self.cfg.epochs):
+            shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self._examples), generator=shuffle).tolist()
+            for start in range(0, len(order), self.cfg.rows_per_step):
+                chosen = order[start : start + self.cfg.rows_per_step]
+                yield epoch, [self._examples[i] for i in chosen]
+
+    def _step(self, step: int, epoch: int, window: Sequence[Example], lr: float) -> None:
+        began, self._computed = time.monotonic(), 0
+        plan = self._recipe.plan(self, window, epoch)
+        if plan.gating is not None:
+            self.gates |= gate_rows(window, plan.gating)
+        # Dropout starts anew in every step, so that a resumed run needs no random state.
+        torch.manual_seed((self.seed * 1_000_003 + step) * self.ranks.count + self.ranks.index)
+        rows = term_rows(window, plan.terms)
+        self._computed += sum(row.length for row, _ in rows.values())
+        losses = self._accumulate(step, window, rows)
+        self.ranks.sum_gradients(self._parameters)
+        self._recipe.before_step(self._parameters, step)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.cfg.max_grad_norm))
+        if not math.isfinite(norm):
+            raise self._not_finite(step, window, self._blame(rows) or range(len(window)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        row = history_row(step, losses, plan, self.cfg.objective)
+        row |= {"lr": lr, "grad_norm": norm, "tokens": self._computed}
+        self.history.append(row)
+        seconds = time.monotonic() - began
+        speed = self._computed / seconds
+        self.timing.append({"step": step, "seconds": seconds, "tokens_per_second": speed})
+
+    def _accumulate(self, step: int, window: Sequence[Example], rows: Rows[Key]) -> Losses:
+        """Backpropagate the window's loss in micro-batches; sum what it was over ranks."""
+        own = self.ranks.share({key: row.length for key, (row, _) in rows.items()})
+        parts, total, faults = dict.fromkeys(PARTS, 0.0), 0.0, [0.0] * len(window)
+        self.model.train()
+        for batch in micro_batches({key: rows[key][0] for key in own}, self.cfg.tokens_per_batch):
+            loss, nll, terms = self._loss(rows, batch)
+            value = loss.item()
+            total += value
+            if not math.isfinite(value):
+                for term in terms:
+                    faults[term.example] = 1.0
+                break  # the other ranks learn of it below
+            loss.backward()
+            for term, branch in zip(terms, nll.tolist(), strict=True):
                 for part, coefficient in term.parts.items():
-                    losses[part] += coefficient * value
-        return losses
+                    parts[part] += coefficient * branch
+        summed = self.ranks.sum([total, *parts.values(), *faults])
+        bad = [i for i, flag in enumerate(summed[1 + len(PARTS) :]) if flag]
+        if bad:
+            raise self._not_finite(step, window, bad)
+        return Losses(summed[0], dict(zip(PARTS, summed[1:], strict=False)))
+
+    def _loss(
+        self, rows: Rows[Key], batch: Sequence[Key]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Term]]:
+        packed = pack([rows[key][0] for key in batch])
+        terms = [term for key in batch for term in rows[key][1]]
+        device = self._parameters[0].device
+        coefficients = torch.tensor([term.coefficient for term in terms], device=device)
+        loss, nll = self._recipe.loss(self.model, packed, coefficients)
+        return loss, nll, terms
+
+    def _blame(self, rows: Rows[Key]) -> list[int]:
+        """Examples of the micro-batches whose own gradient isn't finite, computed once more."""
+        bad: set[int] = set()
+        for batch in micro_batches({k: r for k, (r, _) in rows.items()}, self.cfg.tokens_per_batch):
+            self._optimizer.zero_grad(set_to_none=True)
+            loss, _, terms = self._loss(rows, batch)
+            loss.backward()
+            if not all(p.grad is None or p.grad.isfinite().all() for p in self._parameters):
+                bad |= {term.example for term in terms}
+        return sorted(bad)
+
+    def _not_finite(self, step: int, window: Sequence[Example], which: Sequence[int]) -> AaftError:
+        ids = ", ".join(window[i].id for i in which)
+        return AaftError(
+            f"train: step {step}: loss or gradient is not finite; records {ids}; "
+            "lower train.learning_rate or look at these records"
+        )
+
+    def _snapshot(self, step: int) -> Snapshot:
+        state = {
+            "history": self.history,
+            "gates": [row.to_json() for row in self.gates.values()],
+            "timing": self.timing,
+        }
+        return Snapshot(step, capture(self._named, self._optimizer), state)
+
+    def _resume(self) -> int:
+        """Restore the newest checkpoint and return its step; 0 where there is none."""
+        if self._checkpoints is None:
+            return 0
+        # Rank 0 decides: another might already find one that was written a moment later.
+        snapshot = self._checkpoints.load() if self.ranks.main else None
+        step = int(self.ranks.sum([snapshot.step if snapshot else 0])[0])
+        if step == 0:
+            return 0
+        snapshot = snapshot or self._checkpoints.at(step)
+        restore(self._named, self._optimizer, snapshot.tensors)
+        self.history = list(snapshot.state["history"])
+        self.gates = {row["id"]: GateRow.from_json(row) for row in snapshot.state["gates"]}
+        self.timing = list(snapshot.state["timing"])
+        return step
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
@@ -173,44 +228,11 @@ def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def micro_batches(rows: Mapping[int, PackedRow], tokens: int) -> Iterator[list[int]]:
-    """Keys of ``rows`` in groups of near-equal length, longest first.
+@contextlib.contextmanager
+def _silent() -> Iterator[Advance]:
+    """Progress of a rank that shows none."""
 
-    A group holds at most ``tokens`` tokens, padding included, or a single longer row.
-    """
-    batch: list[int] = []
-    width = 0
-    for key in sorted(rows, key=lambda key: (-rows[key].length, key)):
-        if batch and width * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        if not batch:
-            width = rows[key].length
-        batch.append(key)
-    if batch:
-        yield batch
+    def advance(_count: int, /, *, reused: bool = False) -> None:
+        pass
 
-
-def _history_row(
-    step: int,
-    losses: dict[Part, float],
-    lr: float,
-    norm: float,
-    gating: Gating | None,
-    terms: Sequence[Term],
-) -> dict[str, float | int]:
-    row: dict[str, float | int] = {"step": step, "loss": sum(losses.values())}
-    row |= {part: loss for part, loss in losses.items()}  # noqa: C416 - mypy: keys are literals
-    row |= {"lr": lr, "grad_norm": norm, "responses": len(terms)}
-    if gating is not None:
-        p10, p50, p90 = gating.gates.quantile(
-            torch.tensor([0.1, 0.5, 0.9], dtype=gating.gates.dtype)
-        ).tolist()
-        row |= {
-            "gate_p10": p10,
-            "gate_p50": p50,
-            "gate_p90": p90,
-            "gate_open_share": float((gating.gates > 0).double().mean()),
-            "ess": float(gating.standing.ess.mean()),
-        }
-    return row
+    yield advance

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-_CLIP = 3.0
+CLIP = 3.0
+"""Largest ``|d|`` that counts, in nats per token."""
 
 
 class Standing(NamedTuple):
@@ -31,7 +32,7 @@ class Standing(NamedTuple):
 
 def candidate_weights(log_ratio: torch.Tensor, tokens: torch.Tensor, eta: float) -> torch.Tensor:
     """Self-normalised weights ``[B, K+1]`` of log-ratios ``D`` and token counts ``[B, K+1]``."""
-    return torch.softmax(eta * (log_ratio / tokens).clamp(-_CLIP, _CLIP), dim=-1)
+    return torch.softmax(eta * (log_ratio / tokens).clamp(-CLIP, CLIP), dim=-1)
 
 
 def standing(weights: torch.Tensor, quality: torch.Tensor, uncertainty: torch.Tensor) -> Standing:

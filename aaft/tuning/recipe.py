@@ -1,0 +1,154 @@
+"""What distinguishes one way of training from another; the loop around it is the trainer's.
+
+A recipe says which responses of a window get which coefficients (`Recipe.plan`) and what is
+computed from their log-probabilities (`Recipe.loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from aaft.config import TrainConfig
+from aaft.models.packed import PackedBatch, PackedRow, branch_logprobs
+from aaft.tuning.examples import Example, Scores, stack
+from aaft.tuning.gate import always_closed, gate
+from aaft.tuning.objective import Term, gated_terms, supervised_terms
+from aaft.tuning.recovery import recovery_prefixes
+from aaft.tuning.weights import Standing, candidate_weights, standing
+
+if TYPE_CHECKING:
+    from aaft.tuning.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What the gate saw of a window of ``B`` examples under the current policy."""
+
+    scores: Scores
+    gates: torch.Tensor
+    """``g``, ``[B]``; 1 where an example abstains."""
+    standing: Standing
+    weights: torch.Tensor
+    """Candidate weights, ``[B, K+1]``."""
+    log_ratio: torch.Tensor
+    """``D``, ``[B, K+1]``; 0 where the gate is closed under every policy."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A window's terms, and how they came about where there is a gate."""
+
+    terms: list[Term]
+    gating: Gating | None = None
+
+
+class Recipe(Protocol):
+    """A way of training. One with a memory of its own can't be resumed from a checkpoint."""
+
+    def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:
+        """The terms of a window under the current policy; the same on every rank."""
+        ...
+
+    def loss(
+        self, model: Any, batch: PackedBatch, coefficients: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A micro-batch's loss, and each branch's negative log-likelihood for the history.
+
+        Args:
+            model: what is trained.
+            batch: a branch a term.
+            coefficients: of the terms, ``[branches]``.
+
+        Returns:
+            The loss, a differentiable scalar that sums over micro-batches, and ``[branches]``
+            without gradient.
+        """
+        ...
+
+    def before_step(self, parameters: Sequence[torch.nn.Parameter], step: int) -> None:
+        """Called with the gradients of step ``step`` (from 1) before they are clipped."""
+        ...
+
+
+class SupervisedRecipe:
+    """Plain supervised fine-tuning."""
+
+    def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:  # noqa: ARG002
+        """Every gold, with equal weight a token."""
+        return Plan(supervised_terms(window, [1.0] * len(window)))
+
+    def loss(
+        self, model: Any, batch: PackedBatch, coefficients: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients times negative log-likelihoods."""
+        nll = -branch_logprobs(model, batch)
+        return (coefficients * nll).sum(), nll.detach()
+
+    def before_step(self, parameters: Sequence[torch.nn.Parameter], step: int) -> None:
+        """Nothing to add."""
+
+
+class GatedRecipe(SupervisedRecipe):
+    """The gated objective of docs/method.md."""
+
+    def __init__(self, cfg: TrainConfig) -> None:
+        self._cfg = cfg
+
+    def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:
+        """Gate the window, then weigh golds, candidates, conservative responses and recoveries."""
+        gating = self.measure(trainer, window)
+        cfg = self._cfg.objective
+        prefixes = [
+            []
+            if example.conservative is None
+            else recovery_prefixes(
+                example.id,
+                example.candidates[0],
+                epoch,
+                trainer.seed,
+                longest=cfg.recovery_tokens,
+                count=cfg.recoveries,
+            )
+            for example in window
+        ]
+        terms = gated_terms(
+            window,
+            gating.scores,
+            gating.gates,
+            gating.weights,
+            gating.log_ratio,
+            cfg,
+            prefixes,
+        )
+        return Plan(terms, gating)
+
+    def measure(self, trainer: Trainer, window: Sequence[Example]) -> Gating:
+        """Gate ``window`` under the current policy.
+
+        Candidates are computed only where the policy can matter: not where the gate is closed
+        whatever the policy does.
+        """
+        cfg, scores = self._cfg.gate, stack(window)
+        closed = always_closed(scores.quality, scores.uncertainty, cfg).tolist()
+        log_ratio = torch.zeros_like(scores.logprob)
+        rows = {
+            i: PackedRow(example.prompt, example.candidates)
+            for i, example in enumerate(window)
+            if not closed[i]
+        }
+        for i, logprobs in trainer.logprobs(rows).items():
+            log_ratio[i] = torch.tensor(logprobs, dtype=torch.float64) - scores.logprob[i]
+        weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
+        state = standing(weights, scores.quality, scores.uncertainty)
+        gates = gate(state.value, state.uncertainty, cfg)
+        abstaining = torch.tensor([example.abstention is not None for example in window])
+        return Gating(scores, gates.masked_fill(abstaining, 1.0), state, weights, log_ratio)
+
+
+def recipe_for(cfg: TrainConfig) -> Recipe:
+    """The recipe that ``cfg.method`` names."""
+    return SupervisedRecipe() if cfg.method == "sft" else GatedRecipe(cfg)
