@@ -17,9 +17,10 @@ from aaft.data.grounded import (
     supporting_sentence,
 )
 from aaft.data.pin import dvc_dir_md5, read_pin
+from aaft.data.prompts import REFUSALS, UNSTATED
 from aaft.data.separation import NEAR, Taken, check_disjoint
 from aaft.data.similarity import Index
-from aaft.data.sources import Grounded, as_question
+from aaft.data.sources import REQUEST, Grounded, as_question
 from aaft.data.status import status
 from aaft.data.text import normalise
 from aaft.data.wheels import DEFAULT_FOLDER, PINS, Pin, Wheels, verify
@@ -310,6 +311,100 @@ def test_real_qa_answers_are_in_the_passage_or_must_be_abstained(real):
     for row in read_jsonl(real.out / "bench/qa_answerable.jsonl"):
         assert normalise(row["answers"][0]) in normalise(row["context"])
     assert all(row["answers"] == [] for row in read_jsonl(real.out / "bench/qa_unanswerable.jsonl"))
+
+
+STUDY_PAIRS = ("align", "general")
+VALID = ("valid_harmful", "valid_benign", "valid_qa_answerable", "valid_qa_unanswerable")
+
+
+def study_prompts(real, *names):
+    return [
+        row["messages"][0]["content"]
+        for name in names
+        for row in read_jsonl(real.out / f"study/{name}.jsonl")
+    ]
+
+
+@needs_wheels
+def test_real_study_rows_are_near_no_benchmark_and_no_validation_prompt(real):
+    bench = [
+        row["messages"][0]["content"]
+        for name in real.rows
+        if name.startswith("bench/")
+        for row in read_jsonl(real.out / name)
+    ]
+    valid, pairs = study_prompts(real, *VALID), study_prompts(real, *STUDY_PAIRS)
+    index = Index((str(number), text) for number, text in enumerate(bench))
+    assert not [text for text in valid + pairs if index.similar(text, NEAR)]
+    index = Index((str(number), text) for number, text in enumerate(valid))
+    assert not [text for text in pairs if index.similar(text, NEAR)]
+    assert len({normalise(text) for text in valid + pairs}) == len(valid + pairs)
+    train = {normalise(r["messages"][0]["content"]) for r in read_jsonl(real.out / "train.jsonl")}
+    assert not train & {normalise(text) for text in valid + pairs}
+
+
+@needs_wheels
+def test_real_general_rows_and_validation_prompts_are_unknown_to_the_judges_fit(real):
+    fitted = {
+        normalise(row["prompt"])
+        for name in ("intent", "refusal", "safety", "grounding")
+        for row in read_jsonl(real.out / f"judge/{name}.jsonl")
+        if row["split"] != "test"
+    }
+    assert not fitted & {normalise(text) for text in study_prompts(real, "general", *VALID)}
+
+
+@needs_wheels
+def test_real_alignment_rows_teach_all_four_things(real):
+    rows = read_jsonl(real.out / "study/align.jsonl")
+    assert Counter(row["kind"] for row in rows) == {
+        "refusal": 160,
+        "benign": 100,
+        "grounded": 120,
+        "unanswerable": 60,
+    }
+    answers = {
+        kind: {r["messages"][1]["content"] for r in rows if r["kind"] == kind}
+        for kind in ("refusal", "unanswerable")
+    }
+    assert answers["refusal"] == set(REFUSALS)
+    assert answers["unanswerable"] == set(UNSTATED)
+    for row in rows:
+        answer = normalise(row["messages"][1]["content"])
+        assert (row["context"] is None) == (row["kind"] in ("refusal", "benign"))
+        if row["kind"] == "grounded":
+            assert answer in normalise(row["context"])
+
+
+@needs_wheels
+def test_real_validation_files_have_the_benchmarks_form(real):
+    for name in VALID:
+        rows = read_jsonl(real.out / f"study/{name}.jsonl")
+        bench = read_jsonl(real.out / f"bench/{name.removeprefix('valid_')}.jsonl")
+        assert len(rows) == 60
+        assert {tuple(row) for row in rows} == {tuple(row) for row in bench}
+        assert all(row["answers"] == [] for row in rows if name.endswith("unanswerable"))
+        assert all(row["answers"] for row in rows if name.endswith("_answerable"))
+
+
+@needs_wheels
+def test_real_jailbreaks_hold_a_request_and_no_judge_has_seen_them(real):
+    rows = read_jsonl(real.out / "study/jailbreaks.jsonl")
+    assert 20 <= len(rows) <= 40
+    assert len({row["template"] for row in rows}) == len(rows)
+    for row in rows:
+        assert REQUEST in row["template"]
+        assert len(row["template"]) <= 1_200
+        assert "{{" not in row["template"]
+        assert "{%" not in row["template"]
+    index = Index((row["name"], row["template"]) for row in rows)
+    judge = [
+        row["prompt"]
+        for name in real.rows
+        if name.startswith("judge/")
+        for row in read_jsonl(real.out / name)
+    ]
+    assert not [text for text in judge if index.similar(text, NEAR)]
 
 
 @needs_wheels

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aaft.data import bench_set, sources, train_set
+from aaft.data import bench_set, sources, study_set, train_set
 from aaft.data.bench_set import build_bench
 from aaft.data.grounded import split_pools
 from aaft.data.judge_set import build_judge
 from aaft.data.pin import dvc_dir_md5, read_pin
 from aaft.data.separation import Taken, check_disjoint
+from aaft.data.study_set import build_study
 from aaft.data.train_set import TrainRow, build_train
 from aaft.data.wheels import Wheels, pin
 from aaft.errors import AaftError
@@ -80,7 +81,7 @@ def _write(wheels: Wheels, folder: Path) -> None:
 def compose(wheels: Wheels) -> tuple[list[TrainRow], dict[str, Rows]]:
     """All rows by file name, and the train rows with their origins. Splits are checked.
 
-    The benchmarks choose first, training avoids them, the judges avoid both.
+    The benchmarks choose first, training avoids them, the judges and the study avoid both.
     """
     pools = split_pools(
         sources.halueval_qa(wheels),
@@ -88,23 +89,30 @@ def compose(wheels: Wheels) -> tuple[list[TrainRow], dict[str, Rows]]:
         train=train_set.GROUNDED,
         spare=train_set.UNSUPPORTED,
         judge=JUDGE_QUESTIONS,
+        study=study_set.QUESTIONS,
     )
     bench = build_bench(wheels, pools)
     bench_prompts = {name: [_prompt(row) for row in rows] for name, rows in bench.items()}
     near = [prompt for prompts in bench_prompts.values() for prompt in prompts]
     train = build_train(wheels, pools, Taken(near=near))
     train_prompts = [row.prompt for row in train]
-    judge = build_judge(wheels, pools, Taken(near=near, exact=train_prompts))
-    check_disjoint(
-        bench_prompts,
-        train_prompts,
-        {name: [row["prompt"] for row in rows] for name, rows in judge.items()},
-    )
+    taken = Taken(near=near, exact=train_prompts)
+    judge = build_judge(wheels, pools, taken)
+    judged = {name: [row["prompt"] for row in rows] for name, rows in judge.items()}
+    study = build_study(wheels, pools, taken, [p for prompts in judged.values() for p in prompts])
+    asked = {
+        name: [row["messages"][0]["content"] for row in rows]
+        for name, rows in study.items()
+        if name != "study/jailbreaks.jsonl"
+    }
+    check_disjoint(bench_prompts, train_prompts, {**judged, **asked})
+    valid = {name: asked.pop(name) for name in list(asked) if name.startswith("study/valid_")}
+    check_disjoint(valid, train_prompts, asked)
     files = {
         "train.jsonl": [row.record() for row in train],
         "train_labels.jsonl": [row.label() for row in train],
     }
-    return train, {**files, **bench, **judge}
+    return train, {**files, **bench, **judge, **study}
 
 
 def _prompt(row: dict[str, Any]) -> str:

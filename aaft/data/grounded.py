@@ -19,9 +19,12 @@ class Pools:
     train: list[Grounded]
     spare: list[Grounded]
     judge: list[Grounded]
+    study: list[Grounded]
 
 
-def split_pools(rows: list[Grounded], bench: int, train: int, spare: int, judge: int) -> Pools:
+def split_pools(
+    rows: list[Grounded], bench: int, train: int, spare: int, judge: int, study: int = 0
+) -> Pools:
     """Deal usable rows into pools of the given sizes (rows).
 
     A usable row has a passage of at most ``MAX_PASSAGE`` characters with the right answer in it,
@@ -35,8 +38,11 @@ def split_pools(rows: list[Grounded], bench: int, train: int, spare: int, judge:
     questions = Taken(near=(row.question for row in for_bench))
     passages = Taken(near=(row.passage for row in for_bench))
     rest = [row for row in rest if questions.free(row.question) and passages.free(row.passage)]
-    ends = (train, train + spare, train + spare + judge)
-    return Pools(for_bench, rest[: ends[0]], rest[ends[0] : ends[1]], rest[ends[1] : ends[2]])
+    parts = []
+    for size in (train, spare, judge, study):
+        parts.append(rest[:size])
+        rest = rest[size:]
+    return Pools(for_bench, *parts)
 
 
 def _usable(row: Grounded) -> bool:

