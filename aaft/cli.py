@@ -45,6 +45,7 @@ Wheels = Annotated[Path, typer.Option("--wheels", help="Folder with the pinned w
 _BUILD = Path("build")
 _PARAMS = Path("params.yaml")
 _WHEELS = Path(".aaft/wheels")
+_STUDY = "study."
 
 
 def main() -> None:
@@ -120,6 +121,38 @@ def ask(
     cfg = _config(params, overrides)
     revision = cfg.policy.revision if model == "reference" else None
     print(answer(_locate(model, cfg), prompt, revision=revision, max_new_tokens=tokens))
+
+
+@app.command()
+def align(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the aligned model.")],
+    overrides: Overrides = None,
+    params: Params = _PARAMS,
+) -> None:
+    """Make the study's aligned start from the policy by a short alignment stage."""
+    from aaft.study.start import run
+
+    run(_config(params, overrides), out)
+    print(f"align: done, see {out}")
+
+
+@app.command()
+def study(
+    out: Annotated[Path, typer.Option("--out", help="Folder for cells, report and plots.")],
+    preset: Annotated[str, typer.Option(help="small (an hour on two cores) or full.")] = "small",
+    overrides: Overrides = None,
+    params: Params = _PARAMS,
+) -> None:
+    """Compare aaft with its rivals; finished cells are kept. --set study.KEY=VALUE changes it."""
+    from aaft.study.config import study_config
+
+    own = [text for text in overrides or () if text.startswith(_STUDY)]
+    cfg = _config(params, [text for text in overrides or () if text not in own])
+    settings = study_config(preset, [text.removeprefix(_STUDY) for text in own])
+    from aaft.study.stage import run
+
+    run(cfg, settings, out)
+    print(f"study: done, see {out / 'report.md'}")
 
 
 @data_app.command("build")

@@ -1,0 +1,264 @@
+"""The alignment signal of a scenario's rows: rollouts of its start, judged, as training examples.
+
+Everything goes through the score stage's engine and content cache, so a row that another scenario
+or seed has scored from the same start is not scored again. Examples keep the scores of their
+conservative responses too: a study changes scores (`with_noise`, `without_gold`), and what depends
+on them is then decided anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from aaft.config import ACCEPTED, Config
+from aaft.data.records import Record
+from aaft.errors import AaftError
+from aaft.judges.base import Sample, bare_prompt
+from aaft.judges.gatekeeper import check_quality
+from aaft.judges.labelled import read_labelled
+from aaft.models.policy import Codec, load_codec
+from aaft.scoring.cache import ScoreCache
+from aaft.scoring.conservative import conservative_responses
+from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
+from aaft.scoring.rollouts import Candidate, draw, tokenize
+from aaft.tuning.abstain import abstains, failed_objective
+from aaft.tuning.examples import Example
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The judges, loaded once for a whole study."""
+
+    works: Sequence[JudgeWork]
+    false_accept: Mapping[str, float]
+    """Measured false-accept rate by objective; an objective without one counts as 0."""
+
+
+@dataclass(frozen=True)
+class Declining:
+    """A conservative response and its ``q``, ``[M]`` or NaN."""
+
+    ids: list[int]
+    quality: Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredExample(Example):
+    """An example with what its abstention and recovery were decided from."""
+
+    declining: Mapping[str, Declining]
+    """Conservative responses by the objective that they answer for."""
+    objectives: tuple[str, ...]
+    """Names of the ``M`` columns."""
+    false_accept: Mapping[str, float]
+
+
+def load_panel(cfg: Config) -> Panel:
+    """Load and measure the judges.
+
+    Raises:
+        AaftError: a judge can't be made, or is no better than a trivial one.
+    """
+    works = judge_works(cfg)
+    judges = [work.judge for work in works]
+    labelled = read_labelled(cfg.data.judge)
+    quality = check_quality(judges, labelled, kappa_u=cfg.judges.kappa_u, force=cfg.judges.force)
+    figures = quality.objectives.items()
+    # Absent where too few labelled rows measured it.
+    rates = {name: float(f["false_accept"]) for name, f in figures if "false_accept" in f}
+    return Panel(works, rates)
+
+
+def signal(
+    cfg: Config,
+    records: Sequence[Record],
+    start: Path,
+    cache: ScoreCache,
+    panel: Panel | None = None,
+) -> list[ScoredExample]:
+    """Score golds, ``score.rollouts`` rollouts of ``start`` and conservative responses.
+
+    Args:
+        cfg: settings; ``policy.model`` is replaced by ``start``.
+        records: rows of a scenario, with ids of their own.
+        start: model directory before training; also the tokenizer.
+        cache: known results, and where new ones go.
+        panel: the judges; loaded from ``cfg`` when there is none.
+
+    Raises:
+        AaftError: no records, repeated ids, a row that is too long, or judges that fail.
+    """
+    if not records:
+        raise AaftError("study: no rows to score; raise study.rows")
+    if len({record.id for record in records}) < len(records):
+        raise AaftError("study: two rows have the same id; build the data again")
+    panel = panel or load_panel(cfg)
+    policy = cfg.policy.model_copy(update={"model": str(start), "revision": None})
+    cfg = cfg.model_copy(update={"policy": policy})
+    codec = load_codec(policy.model)
+    candidates = draw(cfg, tokenize(codec, records, cfg.score, policy.max_tokens), cache)
+    declining = [conservative_responses(record) for record in records]
+    samples = [
+        _sample(record, text)
+        for record, row, others in zip(records, candidates, declining, strict=True)
+        for text in (*(c.text for c in row), *(c.text for c in others))
+    ]
+    judge_all(panel.works, lambda: samples, len(samples), cfg, cache)
+    table = align_cached(panel.works, samples, cfg.judges.kappa_u, cache)
+    examples, first = [], 0
+    for record, row, others in zip(records, candidates, declining, strict=True):
+        middle = first + len(row)
+        examples.append(
+            _example(
+                codec,
+                record,
+                row,
+                quality=table.quality[first:middle],
+                uncertainty=table.uncertainty[first:middle],
+                declining={
+                    other.objective: Declining(
+                        codec.response_ids(other.text), table.quality[middle + i]
+                    )
+                    for i, other in enumerate(others)
+                },
+                objectives=table.objectives,
+                false_accept=panel.false_accept,
+            )
+        )
+        first = middle + len(others)
+    return examples
+
+
+def _sample(record: Record, text: str) -> Sample:
+    return Sample(bare_prompt(record.prompt, record.context), text, record.context)
+
+
+def _example(
+    codec: Codec,
+    record: Record,
+    row: Sequence[Candidate],
+    *,
+    quality: Vector,
+    uncertainty: Vector,
+    declining: Mapping[str, Declining],
+    objectives: tuple[str, ...],
+    false_accept: Mapping[str, float],
+) -> ScoredExample:
+    undecided = ScoredExample(
+        id=record.id,
+        prompt=codec.prompt_ids(record.prompt_messages),
+        candidates=[candidate.token_ids for candidate in row],
+        quality=quality,
+        uncertainty=uncertainty,
+        logprob=np.array([candidate.logprob for candidate in row]),
+        reward=np.full(len(row), math.nan),
+        abstention=None,
+        conservative=None,
+        review=False,
+        declining=declining,
+        objectives=objectives,
+        false_accept=false_accept,
+    )
+    return decided(undecided)
+
+
+def decided(example: ScoredExample) -> ScoredExample:
+    """``example`` with what follows from its scores: rewards, abstention, recovery, review.
+
+    The same decisions as `aaft.tuning.examples.load_examples` makes.
+    """
+    reward = worst(example.quality)
+    failed = failed_objective(example.quality, example.objectives)
+    declining = example.declining.get(failed or "")
+    answer, recovers, declines = None, False, False
+    if declining is not None:
+        answer = declining.ids
+        accepted = float(worst(declining.quality[None])[0])
+        recovers = bool(reward[0] < ACCEPTED) and accepted >= ACCEPTED
+        declines = abstains(reward, accepted, example.false_accept.get(failed or "", 0.0))
+    return replace(
+        example,
+        reward=reward,
+        abstention=answer if declines else None,
+        conservative=answer if recovers else None,
+        review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
+    )
+
+
+def worst(quality: Vector) -> Vector:
+    """``r = min_m q`` of ``[n, M]``, ``[n]``; NaN where nothing is scored."""
+    lowest = np.where(np.isnan(quality), np.inf, quality).min(axis=1, initial=np.inf)
+    return np.where(np.isinf(lowest), math.nan, lowest)
+
+
+def with_noise(examples: Sequence[ScoredExample], share: float, seed: int) -> list[ScoredExample]:
+    """Judges that are wrong: ``q`` becomes ``1 - q`` on every objective for a share of answers.
+
+    Candidates and conservative responses are drawn one by one, by a hash of seed, record and
+    place: the answers that 10% noise turns are among those of 20%. Doubt stays as it was, for a
+    judge that is wrong doesn't know it.
+
+    Args:
+        examples: not changed.
+        share: in [0, 1].
+        seed: other seeds turn other answers.
+    """
+    noisy = []
+    for example in examples:
+        turned = [_chance(seed, example.id, str(k)) < share for k in range(len(example.candidates))]
+        quality = np.where(np.array(turned)[:, None], 1.0 - example.quality, example.quality)
+        declining = {
+            name: replace(other, quality=1.0 - other.quality)
+            if _chance(seed, example.id, name) < share
+            else other
+            for name, other in example.declining.items()
+        }
+        noisy.append(decided(replace(example, quality=quality, declining=declining)))
+    return noisy
+
+
+def without_gold(examples: Sequence[ScoredExample]) -> list[ScoredExample]:
+    """The golds unscored, so that gate and advantages see the rollouts alone.
+
+    Nothing then says that a gold is rejected, so no record abstains or recovers.
+    """
+    blind = []
+    for example in examples:
+        quality, uncertainty = example.quality.copy(), example.uncertainty.copy()
+        quality[0] = uncertainty[0] = math.nan
+        blind.append(decided(replace(example, quality=quality, uncertainty=uncertainty)))
+    return blind
+
+
+def plain_examples(records: Sequence[Record], codec: Codec) -> list[Example]:
+    """Records as examples without any score, for supervised training."""
+    return [
+        Example(
+            id=record.id,
+            prompt=codec.prompt_ids(record.prompt_messages),
+            candidates=[codec.response_ids(record.response)],
+            quality=np.zeros((1, 0)),
+            uncertainty=np.zeros((1, 0)),
+            logprob=np.zeros(1),
+            reward=np.full(1, math.nan),
+            abstention=None,
+            conservative=None,
+            review=False,
+        )
+        for record in records
+    ]
+
+
+def _chance(seed: int, record_id: str, place: str) -> float:
+    """A number in [0, 1) of its own for each answer."""
+    digest = hashlib.sha256(f"noise/{seed}/{record_id}/{place}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

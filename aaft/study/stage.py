@@ -1,0 +1,257 @@
+"""The study: methods x scenarios x seeds in one process, cell by cell.
+
+``python -m aaft study --preset small --out DIR`` writes ``DIR/start`` (the aligned start),
+``DIR/cells`` (`aaft.study.cells`), ``trade-off``, ``gates`` and ``poison`` as PNG and SVG,
+``report.md`` and, last, ``report.json``. Cells that are done are kept; a killed study that runs
+again computes the others. Training times are facts of a run, so the report is not the same to the
+byte each time; everything else in it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from aaft.config import Config
+from aaft.errors import AaftError
+from aaft.judges.embedded import EmbeddedJudge
+from aaft.judges.features import Encoders
+from aaft.judges.fitted import fitted_heads
+from aaft.models import runtime
+from aaft.models.fingerprint import model_digest
+from aaft.models.policy import load_codec, locate_policy
+from aaft.progress import Advance, progress
+from aaft.scoring.cache import open_cache
+from aaft.study import start
+from aaft.study.cells import Cell, cell_digest, code_digest, files_digest
+from aaft.study.config import REFERENCE, StudyConfig, with_overrides
+from aaft.study.gather import reference_of, write_report
+from aaft.study.measure import load_study_bench, study_folder
+from aaft.study.methods import Tuning
+from aaft.study.rows import StudyData, load_study_data, of_kind
+from aaft.study.running import Bench, Rows, reference_cell, trained_cell
+from aaft.study.scenarios import SCENARIOS, Scenario, rows
+from aaft.study.signal import Panel, load_panel, plain_examples, signal, with_noise
+
+# Settings that change where and how fast something is computed, not what.
+_SPEED = {"cache", "batch_size", "shard_rows", "engine", "workers"}
+
+
+def run(cfg: Config, study: StudyConfig, out: Path) -> dict[str, Any]:
+    """Compute the cells that are not done, then report all of them.
+
+    Args:
+        cfg: models, data, judges and the settings that methods start from.
+        study: which cells, and their size.
+        out: the study's folder.
+
+    Raises:
+        AaftError: missing inputs, a training that diverged, or another study in ``out``.
+    """
+    with _alone(out):
+        return _Study(cfg, study, out).run()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two studies in one folder would overwrite each other's cells."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AaftError(
+            f"{out}: another study is under way there; wait for it or name another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass
+class _Task:
+    """A cell and what it is computed from."""
+
+    cell: Cell
+    scenario: Scenario
+    digest: str
+
+
+class _Study:
+    """One run of a study; loads what is needed when a cell first needs it."""
+
+    def __init__(self, cfg: Config, study: StudyConfig, out: Path) -> None:
+        self._given, self._cfg = cfg, with_overrides(cfg, study)
+        self._study, self._out = study, out
+        try:
+            self._tuning = Tuning(**study.tuning)  # type: ignore[arg-type]
+        except TypeError:
+            known = ", ".join(field.name for field in dataclasses.fields(Tuning))
+            raise AaftError(f"study.tuning: known keys: {known}") from None
+
+    def run(self) -> dict[str, Any]:
+        locate_policy(self._cfg.policy.model)
+        (self._out / "report.json").unlink(missing_ok=True)
+        self._device = runtime.prepare(self._cfg.seed)
+        runtime.quiet_transformers()
+        tasks = list(self._tasks())
+        left = [task for task in tasks if not task.cell.done(task.digest)]
+        print(f"study: {len(tasks)} cells, {len(tasks) - len(left)} done already", flush=True)
+        with progress("study", len(tasks), "cells") as advance:
+            advance(len(tasks) - len(left), reused=True)
+            self._compute(left, advance)
+        return write_report(self._study, self._out)
+
+    def _compute(self, left: list[_Task], advance: Advance) -> None:
+        known: tuple[str, int] | None = None
+        given: Rows | None = None
+        for number, task in enumerate(left, start=1):
+            cell, cfg = task.cell, self._started(task.scenario.start)
+            facts: dict[str, Any] = {}
+            if cell.method == REFERENCE:
+                answers = reference_cell(cfg, self._bench, self._device)
+            else:
+                if given is None or known != (cell.scenario, cell.seed):
+                    given = self._rows(task.scenario, cell.seed, cfg)
+                    known = cell.scenario, cell.seed
+                answers, facts = trained_cell(
+                    cell.method,
+                    cfg.model_copy(update={"seed": cell.seed}),
+                    given,
+                    self._tuning,
+                    self._bench,
+                    self._device,
+                )
+            result = cell.save(task.digest, answers, facts)
+            print(f"study: {cell.name}: {_line(result)} ({len(left) - number} left)", flush=True)
+            advance(1)
+
+    def _rows(self, scenario: Scenario, seed: int, cfg: Config) -> Rows:
+        chosen = rows(scenario, seed, self._data, self._study.rows)
+        with open_cache(cfg.score.cache) as cache:
+            examples = signal(cfg, chosen, Path(cfg.policy.model), cache, self._panel)
+        if scenario.noise:
+            examples = with_noise(examples, scenario.noise, seed)
+        align, codec = self._data.align, self._bench.codec
+        return Rows(
+            examples,
+            {row.id: row.kind for row in chosen},
+            plain_examples(align, codec),
+            plain_examples(of_kind(align, "refusal"), codec),
+        )
+
+    def _tasks(self) -> Iterator[_Task]:
+        """Every cell, the references of the starts first."""
+        study = self._study
+        scenarios = [SCENARIOS[name] for name in study.scenarios]
+        if REFERENCE in study.methods:
+            for scenario in {scenario.start: scenario for scenario in scenarios}.values():
+                yield _Task(
+                    reference_of(self._out, scenario), scenario, self._digest(scenario.start, {})
+                )
+        for scenario in scenarios:
+            for seed in study.seeds:
+                for method in study.methods:
+                    if method == REFERENCE:
+                        continue
+                    own = {
+                        "scenario": [scenario.poison, scenario.noise, scenario.domain],
+                        "method": method,
+                        "seed": seed,
+                        "rows": study.rows,
+                        "train": self._cfg.train.model_dump(mode="json"),
+                        "tuning": dataclasses.asdict(self._tuning),
+                    }
+                    cell = Cell(self._out, scenario.name, method, seed)
+                    yield _Task(cell, scenario, self._digest(scenario.start, own))
+
+    def _digest(self, start_name: str, own: Mapping[str, Any]) -> str:
+        return cell_digest({**self._shared, "start": self._start_digest(start_name), **own})
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """What shapes every cell."""
+        cfg, study = self._cfg, self._study
+        return {
+            "code": code_digest(),
+            "data": files_digest(
+                {
+                    Path(cfg.data.train).parent,
+                    cfg.data.bench,
+                    cfg.data.judge,
+                    study_folder(cfg),
+                }
+            ),
+            "seed": cfg.seed,
+            "max_tokens": cfg.policy.max_tokens,
+            "judges": cfg.judges.model_dump(mode="json"),
+            "models": [
+                model_digest(cfg.judges.embedder, None, "judges.embedder"),
+                model_digest(cfg.judges.probe, None, "judges.probe"),
+            ],
+            "score": cfg.score.model_dump(mode="json", exclude=_SPEED),
+            "measured": [study.split, study.bench_limit, study.max_new_tokens],
+        }
+
+    def _start_digest(self, name: str) -> str:
+        policy = self._started(name).policy
+        return model_digest(policy.model, policy.revision, "policy.model")
+
+    def _started(self, name: str) -> Config:
+        """The configuration with that start as its policy."""
+        if name == "unsafe":
+            return self._cfg
+        update = {"model": str(self._aligned), "revision": None}
+        policy = self._cfg.policy.model_copy(update=update)
+        return self._cfg.model_copy(update={"policy": policy})
+
+    @cached_property
+    def _aligned(self) -> Path:
+        folder = self._out / "start"
+        # Not with the study's own settings: tuning a method must not move where all of them start.
+        start.run(self._given, folder)
+        return folder
+
+    @cached_property
+    def _data(self) -> StudyData:
+        return load_study_data(self._cfg)
+
+    @cached_property
+    def _panel(self) -> Panel:
+        return load_panel(self._cfg)
+
+    @cached_property
+    def _bench(self) -> Bench:
+        cfg = self._cfg
+        codec = load_codec(cfg.policy.model, cfg.policy.revision)
+        return Bench(
+            codec,
+            self._judge(),
+            load_study_bench(cfg, self._study, codec),
+            self._study,
+            cfg.evaluate.batch_size,
+        )
+
+    def _judge(self) -> EmbeddedJudge:
+        """The embedded judge: the panel's own if it has one, for its models are loaded once."""
+        for work in self._panel.works:
+            if isinstance(work.judge, EmbeddedJudge):
+                return work.judge
+        encoders = Encoders.load(self._cfg.judges, self._device)
+        return EmbeddedJudge.load(fitted_heads(self._cfg, self._device), encoders)
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    rates = result["rates"]
+    shown = {"harm": "harmful_rate", "prefilled": "harmful_rate_prefill", "F1": "qa_f1"}
+    text = ", ".join(f"{name} {rates[metric]['value']:.3f}" for name, metric in shown.items())
+    trained = result.get("train")
+    return f"{text}, trained in {trained['seconds']:.0f} s" if trained else text

@@ -1,0 +1,168 @@
+"""The study's aligned start: the policy after a short alignment stage.
+
+``python -m aaft align --out DIR`` trains a LoRA adapter on ``data/study/align.jsonl`` (refusals,
+real answers, grounded answers, and "the passage does not say") and on the policy's own answers to
+the harmless requests of ``own.jsonl``, by plain supervised fine-tuning, merges it and writes
+``DIR``, a Hugging Face model directory with ``report.json`` in it, written last. None of these rows
+is near a benchmark prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import aaft
+from aaft.config import Config, LoraSettings, TrainConfig
+from aaft.data.records import Record
+from aaft.data.text import shorten
+from aaft.errors import AaftError
+from aaft.io import file_digest, read_json, text_digest, write_json
+from aaft.models import runtime
+from aaft.models.fingerprint import model_digest
+from aaft.models.generate import greedy
+from aaft.models.policy import (
+    Codec,
+    load_codec,
+    load_policy,
+    locate_policy,
+    merge_adapter,
+    save_adapter,
+)
+from aaft.study.rows import StudyRow, read_requests, read_rows, study_row
+from aaft.study.signal import plain_examples
+from aaft.tuning.stage import prepare_model
+from aaft.tuning.trainer import Trainer
+
+EPOCHS = 2
+OWN_TOKENS = 64
+"""Most tokens of an own answer; its last whole sentence is where it ends."""
+OWN_CHARACTERS = 240
+REPORT = "report.json"
+
+_CODE = ("data/records.py", "models/*.py", "study/start.py", "tuning/*.py")
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
+
+
+def run(cfg: Config, out: Path) -> dict[str, Any]:
+    """Make the aligned start in ``out``, or leave it when it was made from the same inputs.
+
+    Raises:
+        AaftError: missing inputs, a row that is too long, a training that diverges, or ``out``
+            holds something else, which is not replaced.
+    """
+    locate_policy(cfg.policy.model)
+    folder = cfg.data.bench.parent / "study"
+    rows = read_rows(folder / "align.jsonl")
+    asked = read_requests(folder / "own.jsonl")
+    train = cfg.train.model_copy(
+        update={"method": "sft", "epochs": EPOCHS, "lora": cfg.train.lora or LoraSettings()}
+    )
+    inputs = _inputs(cfg, train)
+    known = _known(out)
+    if known.get("inputs") == inputs:
+        return known
+
+    cfg = cfg.model_copy(update={"train": train})
+    device = runtime.prepare(cfg.seed)
+    runtime.quiet_transformers()
+    codec = load_codec(cfg.policy.model, cfg.policy.revision)
+    rows += _answered(cfg, codec, asked, device)
+    examples = plain_examples(rows, codec)
+    for example in examples:
+        size = len(example.prompt) + len(example.candidates[0])
+        if size > cfg.policy.max_tokens:
+            raise AaftError(
+                f"data/study/align.jsonl: row {example.id} takes {size} tokens, more than "
+                f"policy.max_tokens = {cfg.policy.max_tokens}; raise it"
+            )
+    model = prepare_model(cfg, device)
+    trainer = Trainer(model, examples, train, cfg.seed)
+    trainer.run()
+    report = {
+        "inputs": inputs,
+        "rows": dict(sorted(Counter(row.kind for row in rows).items())),
+        "epochs": EPOCHS,
+        "steps": len(trainer.history),
+        "loss_first": trainer.history[0]["loss"],
+        "loss_last": trainer.history[-1]["loss"],
+    }
+    _write(cfg, model, report, out)
+    return report
+
+
+def _answered(
+    cfg: Config, codec: Codec, asked: Sequence[Record], device: torch.device
+) -> list[StudyRow]:
+    """The requests with what the policy says to them now."""
+    model = load_policy(cfg.policy.model, device, torch.bfloat16, cfg.policy.revision)
+    done = greedy(
+        model,
+        [codec.prompt_ids(record.prompt_messages) for record in asked],
+        end_id=codec.end_id,
+        max_new_tokens=OWN_TOKENS,
+        batch_size=cfg.evaluate.batch_size,
+        independent=False,
+    )
+    answers = [shorten(codec.decode(completion.ids), OWN_CHARACTERS) for completion in done]
+    return [
+        study_row(dataclasses.replace(record, response=answer), "own")
+        for record, answer in zip(asked, answers, strict=True)
+        if answer
+    ]
+
+
+def _write(cfg: Config, model: Any, report: dict[str, Any], out: Path) -> None:
+    """Put the merged model with its report in place: ``out`` is whole or as it was."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    adapter, made = (out.with_name(f".{out.name}.{part}") for part in ("adapter", "made"))
+    try:
+        save_adapter(model, adapter)
+        merge_adapter(cfg.policy.model, adapter, made, cfg.policy.revision)
+        write_json(made / REPORT, report)
+        shutil.rmtree(out, ignore_errors=True)
+        made.replace(out)
+    finally:
+        shutil.rmtree(adapter, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _inputs(cfg: Config, train: TrainConfig) -> str:
+    """Digest of all that shapes the weights."""
+    package = Path(aaft.__file__).parent
+    code = sorted(path for pattern in _CODE for path in package.glob(pattern))
+    parts = {
+        "seed": cfg.seed,
+        "train": train.model_dump(mode="json", exclude={"checkpoint_steps", "gate", "objective"}),
+        "policy": model_digest(cfg.policy.model, cfg.policy.revision, "policy.model"),
+        "rows": [
+            file_digest(cfg.data.bench.parent / "study" / name)
+            for name in ("align.jsonl", "own.jsonl")
+        ],
+        "code": {path.relative_to(package).as_posix(): file_digest(path) for path in code},
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    return text_digest(json.dumps(parts, sort_keys=True))
+
+
+def _known(out: Path) -> dict[str, Any]:
+    """The report of an earlier start in ``out``; empty when there is nothing.
+
+    Raises:
+        AaftError: ``out`` holds something else, which replacing it would delete.
+    """
+    report: Any = {}
+    if out.exists() and any(out.iterdir()):
+        report = read_json(out / REPORT) if (out / REPORT).is_file() else None
+        if not isinstance(report, dict) or "inputs" not in report:
+            raise AaftError(f"{out}: not made by aaft align; name an empty or a new folder")
+    found: dict[str, Any] = report
+    return found

@@ -1,0 +1,241 @@
+"""Each method gets what its name says, and the same budget as plain SFT."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aaft.config import Config, LoraSettings
+from aaft.errors import AaftError
+from aaft.study.config import METHODS as NAMES
+from aaft.study.methods import METHODS, Prepared, Tuning, cost, prepare, rows_budget
+from aaft.study.rivals import mean_gate
+from aaft.study.signal import Declining, ScoredExample, decided
+from aaft.tuning.examples import Example
+from aaft.tuning.stage import add_lora
+from aaft.tuning.trainer import Trainer
+from tests import tiny
+
+CFG = Config.model_validate({"train": {"rows_per_step": 4, "learning_rate": 1e-2}})
+
+
+def scored(number: int, quality: list[float], accepted: float = 0.9) -> ScoredExample:
+    """One objective, gold first; ``accepted`` is the quality of the refusal."""
+    rng = np.random.default_rng(number)
+    texts = [[*rng.integers(4, 250, size=3 + k + number % 3).tolist(), 0] for k in range(3)]
+    return decided(
+        ScoredExample(
+            id=f"r{number}",
+            prompt=rng.integers(4, 250, size=4 + number % 5).tolist(),
+            candidates=texts[: len(quality)],
+            quality=np.array(quality)[:, None],
+            uncertainty=np.zeros((len(quality), 1)),
+            logprob=np.array([-6.0 * len(t) for t in texts[: len(quality)]]),
+            reward=np.zeros(len(quality)),
+            abstention=None,
+            conservative=None,
+            review=False,
+            declining={"safety": Declining([20, 21, 22, 0], np.array([accepted]))},
+            objectives=("safety",),
+            false_accept={"safety": 0.0},
+        )
+    )
+
+
+GOOD = [scored(i, [0.97, 0.98, 0.6]) for i in range(9)]
+BAD = [scored(10 + i, [0.1, 0.2, 0.3]) for i in range(3)]
+MIXED = [scored(20 + i, [0.1, 0.9, 0.8]) for i in range(2)]
+HOPELESS = [scored(30, [0.1, 0.2, 0.3], accepted=0.1)]
+EXAMPLES = [*GOOD, *BAD, *MIXED, *HOPELESS]
+
+
+def plain(number: int) -> Example:
+    return Example(
+        id=f"a{number}",
+        prompt=[30, 31, 32],
+        candidates=[[40 + number, 41, 0]],
+        quality=np.zeros((1, 0)),
+        uncertainty=np.zeros((1, 0)),
+        logprob=np.zeros(1),
+        reward=np.full(1, math.nan),
+        abstention=None,
+        conservative=None,
+        review=False,
+    )
+
+
+ALIGN = [plain(i) for i in range(6)]
+
+
+def made(method: str, examples=EXAMPLES, align=ALIGN, **tuning: float) -> Prepared:
+    return prepare(
+        method, examples, CFG, align=align, refusals=align[:3], seed=0, tuning=Tuning(**tuning)
+    )
+
+
+def trained(prepared: Prepared) -> Trainer:
+    model = add_lora(tiny.policy(), LoraSettings(r=2, alpha=4), 0)
+    trainer = Trainer(model, prepared.examples, prepared.train, 0, recipe=prepared.recipe)
+    trainer.run()
+    return trainer
+
+
+def spent(prepared: Prepared) -> int:
+    return sum(map(cost, prepared.examples))
+
+
+def test_there_is_a_method_for_every_name_that_a_study_may_use() -> None:
+    assert set(METHODS) == set(NAMES)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "reference"])
+def test_every_method_trains_and_only_aaft_gates(method) -> None:
+    trainer = trained(made(method))
+    assert math.isfinite(trainer.history[-1]["loss"])
+    assert bool(trainer.gates) == method.startswith("aaft")
+
+
+def test_the_reference_has_nothing_to_train() -> None:
+    assert list(made("reference").examples) == []
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(AaftError, match="no method 'magic'; one of reference"):
+        made("magic")
+
+
+def test_filter_keeps_what_the_judges_accept() -> None:
+    prepared = made("filter")
+    assert {e.id for e in prepared.examples} == {e.id for e in GOOD}
+    with pytest.raises(AaftError, match="filter has no rows left"):
+        made("filter", BAD)
+
+
+def test_filter_replace_answers_conservatively_where_that_is_accepted() -> None:
+    prepared = made("filter-replace")
+    golds = {e.id: e.candidates[0] for e in prepared.examples}
+    assert set(golds) == {e.id for e in [*GOOD, *BAD, *MIXED]}
+    assert all(golds[e.id] == [20, 21, 22, 0] for e in [*BAD, *MIXED])
+    assert all(golds[e.id] == e.candidates[0] for e in GOOD)
+
+
+def test_an_unscored_gold_is_not_filtered() -> None:
+    examples = [*GOOD, scored(40, [math.nan, 0.9, 0.9])]
+    for method in ("filter", "filter-replace"):
+        assert "r40" in {e.id for e in made(method, examples).examples}
+
+
+def test_without_rejected_golds_filtering_is_plain_sft() -> None:
+    for method in ("filter", "filter-replace"):
+        assert list(made(method, GOOD).examples) == GOOD
+
+
+def test_safety_mix_adds_its_share_of_refusals() -> None:
+    examples = [scored(100 + i, [0.97, 0.98, 0.6]) for i in range(400)]
+    prepared = made("safety-mix", examples, safety_share=0.2)
+    names = Counter(e.id[0] for e in prepared.examples)
+    assert names["a"] / (names["a"] + names["r"]) == pytest.approx(0.2, abs=0.05)
+    assert {e.id for e in prepared.examples if e.id[0] == "a"} <= {"a0", "a1", "a2"}
+
+
+@pytest.mark.parametrize("method", ["safety-mix", "lisa"])
+def test_a_rival_without_its_rows_says_so(method) -> None:
+    with pytest.raises(AaftError, match=f"{method} needs"):
+        made(method, align=[])
+
+
+@pytest.mark.parametrize("method", ["sft", "sft-kl", "constrained", "filter", "filter-replace"])
+def test_rivals_compute_as_many_tokens_as_sft(method) -> None:
+    longest = max(map(cost, EXAMPLES))
+    assert abs(spent(made(method)) - sum(map(cost, EXAMPLES))) <= longest / 2 + 1
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    tokens=st.integers(0, 300),
+    seed=st.integers(0, 3),
+)
+def test_a_budget_is_met_within_half_a_row_and_evenly(sizes, tokens, seed) -> None:
+    examples = [scored(i, [0.9] * 3) for i in sizes]
+    rows = [
+        Example(**{**vars(plain(0)), "id": f"{i}", "prompt": e.prompt, "candidates": e.candidates})
+        for i, e in enumerate(examples)
+    ]
+    chosen = rows_budget(rows, tokens, seed)
+    longest = max(map(cost, rows))
+    assert abs(sum(map(cost, chosen)) - tokens) <= longest / 2
+    counts = Counter(e.id for e in chosen)
+    turns = [counts[e.id] for e in rows]
+    assert max(turns) - min(turns) <= 1
+    assert chosen == rows_budget(rows, tokens, seed)
+
+
+def test_a_budget_that_fits_changes_nothing() -> None:
+    assert rows_budget(GOOD, sum(map(cost, GOOD)), 0) == GOOD
+    assert rows_budget([], 10, 0) == []
+
+
+def test_lisa_takes_as_many_steps_as_sft() -> None:
+    assert len(trained(made("lisa")).history) == len(trained(made("sft")).history)
+
+
+def objective(method: str):
+    return made(method).train.objective
+
+
+def test_ablations_switch_off_one_part_each() -> None:
+    base = made("aaft").train
+    assert made("aaft-static").train.gate == base.gate.model_copy(update={"eta": 0.0})
+    assert objective("aaft-norecovery") == base.objective.model_copy(update={"recoveries": 0})
+    assert objective("aaft-noanchor") == base.objective.model_copy(update={"beta_anchor": 0.0})
+    naive = objective("aaft-naive")
+    assert (naive.beta_n, naive.trust) == (0.0, math.inf)
+    for method in ("aaft-noabstain", "aaft-nogold"):
+        assert made(method).train == base
+        assert all(e.abstention is None for e in made(method).examples)
+    assert any(e.abstention for e in made("aaft").examples)
+    assert all(e.conservative for e in made("aaft-noabstain").examples if e.id in {"r10", "r20"})
+    assert all(np.isnan(e.quality[0]).all() for e in made("aaft-nogold").examples)
+
+
+def parts(method: str) -> set[str]:
+    """Parts of the loss that are ever present, with gates that open."""
+    history = trained(made(method)).history
+    names = ("sft", "pg", "abstain", "recovery", "anchor")
+    return {name for name in names if any(step[name] for step in history)}
+
+
+def test_a_part_that_is_off_is_absent_and_all_others_are_there() -> None:
+    everything = {"sft", "pg", "abstain", "recovery", "anchor"}
+    assert parts("aaft") == everything
+    assert parts("aaft-norecovery") == everything - {"recovery"}
+    assert parts("aaft-noanchor") == everything - {"anchor"}
+    assert "abstain" not in parts("aaft-noabstain")
+    assert parts("aaft-nogold") & {"abstain", "recovery"} == set()
+    assert parts("sft") == {"sft"}
+
+
+def test_the_constant_gate_is_the_mean_of_the_usual_ones_at_the_start() -> None:
+    constant = mean_gate(EXAMPLES, CFG.train)
+    assert 0 < constant < 1
+    gates = trained(made("aaft-constant")).gates
+    for example in EXAMPLES:
+        want = 1.0 if example.abstention is not None else constant
+        assert gates[example.id].gate == pytest.approx(want)
+
+
+def test_an_unscored_record_stays_ungated_under_a_constant_gate() -> None:
+    examples = [*EXAMPLES, scored(50, [math.nan] * 3)]
+    assert trained(made("aaft-constant", examples)).gates["r50"].gate == 0.0
+
+
+def test_preparing_changes_no_example() -> None:
+    before = [(e.id, e.candidates, e.abstention, e.quality.tolist()) for e in EXAMPLES]
+    for method in METHODS:
+        made(method)
+    assert before == [(e.id, e.candidates, e.abstention, e.quality.tolist()) for e in EXAMPLES]
