@@ -28,10 +28,10 @@ from aaft.data.sources import Grounded, Pair
 from aaft.data.text import bucket, opaque_id, ranked, unique
 from aaft.data.wheels import Wheels
 
-HARMFUL = 160
-OWN = 80
-BENIGN = 100
-ANSWERED = 120
+HARMFUL = 120
+OWN = 240
+BENIGN = 60
+ANSWERED = 100
 UNANSWERED = 60
 GENERAL = 600
 VALID = 60
@@ -99,7 +99,9 @@ def build_study(wheels: Wheels, pools: Pools, taken: Taken, judged: list[str]) -
     files["study/align.jsonl"] = align
     own = [row.prompt for row in contrast_prompts() if not (row.harmful or _unfitted(row.act))]
     free = [text for text in own if taken.free(text) and apart.free(text)]
-    files["study/own.jsonl"] = [_asked("contrast", text) for text in _some(free, "own", OWN)]
+    files["study/own.jsonl"] = [
+        _asked("contrast", text) for text in ranked(free, "own", lambda text: text)[:OWN]
+    ]
     files["study/general.jsonl"] = _general(wheels, (taken, apart, unjudged, aligned))
     files["study/jailbreaks.jsonl"] = [
         {
@@ -176,7 +178,7 @@ def _question(row: Grounded, passage: str, answers: list[str]) -> dict[str, Any]
 def _align(wheels: Wheels, pools: Pools, taken: Taken, apart: Taken) -> Rows:
     rest = pools.study[2 * VALID :]
     answered, unanswered = rest[:ANSWERED], rest[ANSWERED : ANSWERED + UNANSWERED]
-    benign = _free(_answers(wheels, (40, 30, 30)), taken, apart)
+    benign = _free(_answers(wheels, (20, 20, 20)), taken, apart)
     rows = [
         _row("refusal", source, Pair(text, _pick(REFUSALS, text)))
         for source, text in _requests(wheels, taken, apart)
