@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aaft.errors import AaftError
-from aaft.models.generate import complete, greedy, prefill, response_logprobs
+from aaft.models.generate import common_start, complete, greedy, prefill, response_logprobs
 from aaft.models.packed import PackedRow, branch_logprobs, check_logits, pack, token_logprobs
 from aaft.models.policy import (
     Codec,
@@ -118,6 +118,37 @@ def test_a_rows_samples_do_not_depend_on_its_neighbours(model) -> None:
     alone = draw([[5, 6]], [[7, 8]])
     among = draw([[9, 9, 9], [5, 6], [4]], [[1, 2], [7, 8], [3, 4]])
     assert [c.ids for c in alone[0]] == [c.ids for c in among[1]]
+
+
+@pytest.mark.parametrize("rests", [[[5, 6, 7], [8, 9], [10, 11, 12, 13]], [[5, 6], [5, 6]]])
+def test_a_common_start_computed_once_changes_no_answer(model, rests) -> None:
+    start = list(range(20, 40))
+    prompts = [start + rest for rest in rests]
+    got = greedy(model, prompts, end_id=0, max_new_tokens=6, batch_size=3, independent=False)
+    alone = [
+        greedy(model, [p], end_id=0, max_new_tokens=6, batch_size=1, independent=False)[0]
+        for p in prompts
+    ]
+    assert [c.ids for c in got] == [c.ids for c in alone]
+    shared = common_start(prompts)
+    padded, mask, cache = prefill(model, prompts, shared)
+    assert mask.sum(1).tolist() == [len(p) for p in prompts]
+    responses = [[41, 42, 0]] * len(prompts)
+    want = [plain_logprob(model, p, r) for p, r in zip(prompts, responses, strict=True)]
+    assert response_logprobs(model, padded, mask, cache, responses) == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "want"),
+    [
+        ([[1, 2, 3, 4, 5], [1, 2, 3, 9]], 2),
+        ([[1, 2, 3, 4], [1, 2, 3, 4]], 2),
+        ([[1, 2, 3, 4], [2, 2, 3, 4]], 0),
+        ([[1], [1]], 0),
+    ],
+)
+def test_the_common_start_leaves_every_prompt_tokens_of_its_own(prompts, want) -> None:
+    assert common_start(prompts) == want
 
 
 def test_samples_follow_the_models_distribution(model) -> None:
