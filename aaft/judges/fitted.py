@@ -26,6 +26,7 @@ def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
     """
     from aaft.judges.embedded import code_digest, fit
     from aaft.judges.features import Encoders
+    from aaft.models import runtime
 
     encoders = Encoders.load(cfg.judges, device)
     try:
@@ -41,6 +42,9 @@ def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
         return folder
     rows = read_labelled(cfg.data.judge)
     print("judges: fitting the embedded heads", flush=True)
+    # The folder's name does not say who fits: everybody must do it with the same kernels.
+    runtime.prepare(cfg.seed)
+    runtime.quiet_transformers()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     fit(rows, encoders).save(partial)
