@@ -70,9 +70,10 @@ format: $(PACKAGE) ## let ruff format and mend what it can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-bench: setup ## throughput of judging, rollouts and cache against the plain way; 15 minutes
+bench: setup ## throughput of judging, rollouts, cache and training against the plain way; 20 minutes
 	@$(PY) scripts/bench_judges.py
 	@$(PY) scripts/bench_stream.py
+	@$(PY) scripts/bench_train.py
 
 ui: setup ## Prefect, MLflow and a served retrain deployment, until Ctrl-C
 	@$(PY) scripts/ui.py
