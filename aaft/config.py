@@ -68,6 +68,9 @@ class ScoreConfig(Section):
     rollouts: int = Field(2, ge=0, description="K, rollouts per prompt from the reference")
     max_new_tokens: int = Field(16, gt=0)
     temperature: float = Field(0.7, gt=0)
+    counterfactuals: float = Field(
+        0.1, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
+    )
     batch_size: int = Field(64, gt=0)
     cache: Path = Field(Path(".aaft/cache"), description="results by content; fitted heads")
     shard_rows: int = Field(512, gt=0, description="rows computed, then kept, at once")

@@ -43,6 +43,7 @@ def score(params: dict, build: Path) -> None:
     write(build / "alignment.parquet", "parquet")
     write(build / "candidates.jsonl", "")
     write(build / "conservative.jsonl", "")
+    write(build / "counterfactuals.jsonl", "")
     anchors = {"a": {"safety": 0.9 if params["seed"] != 16 else 0.4}}
     judges = {"embedded": {"digest": "d", "scores": anchors}}
     write(build / "anchors.json", json.dumps(judges))

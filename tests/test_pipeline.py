@@ -16,6 +16,7 @@ from aaft.bench import stage as bench_stage
 from aaft.config import Config, Paths, load_config
 from aaft.data import stage as data_stage
 from aaft.data.prompts import grounded_prompt
+from aaft.data.records import read_clean
 from aaft.errors import AaftError
 from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.promotion import stage as promotion_stage
@@ -125,7 +126,12 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "policy": {"model": str(root / "policy")},
         "judges": {"embedder": str(root / "encoder")},
-        "score": {"rollouts": 2, "max_new_tokens": 6, "batch_size": 4},
+        "score": {
+            "rollouts": 2,
+            "max_new_tokens": 6,
+            "batch_size": 4,
+            "counterfactuals": 1.0,
+        },
         "train": {"rows_per_step": 4, "tokens_per_batch": 300, "lora": {"r": 2, "alpha": 4}},
         "evaluate": {"max_new_tokens": 6, "batch_size": 4},
     }
@@ -160,16 +166,36 @@ def test_every_stage_writes_what_the_next_one_and_a_reader_need(built: Paths) ->
 
 def test_the_alignment_table_has_a_row_for_each_record_and_candidate(built: Paths) -> None:
     table = pd.read_parquet(built.stage("score") / "alignment.parquet")
-    assert len(table) == 8 * 3
+    assert len(table) == (8 + 4) * 3
     assert {"safety", "comply", "grounding", "uncertainty", "r", "logprob"} <= set(table.columns)
     assert table.groupby("id").size().eq(3).all()
     assert (table["logprob"] < 0).all()
 
 
+def test_grounded_records_are_scored_with_a_foreign_passage_too(built: Paths) -> None:
+    swapped = read_clean(built.stage("score") / "counterfactuals.jsonl", "score")
+    assert [record.id for record in swapped] == [f"row-{i}~swap" for i in range(4)]
+    own = {record.id: record for record in read_clean(built.stage("validate") / "clean.jsonl")}
+    for record in swapped:
+        assert record.context != own[record.id.removesuffix("~swap")].context
+        assert record.context is not None
+        assert record.context in record.prompt
+    report = read_json(built.report("score"))
+    assert (report["records"], report["counterfactuals"]) == (8, 4)
+    assert report["candidates"] == 12 * 3
+    table = pd.read_parquet(built.stage("score") / "alignment.parquet")
+    of_records = table[table["id"].isin(own)]
+    for name, figures in report["objectives"].items():
+        assert figures["scored"] == of_records[name].notna().sum()
+
+
 def test_gates_are_kept_for_every_record(built: Paths) -> None:
     gates = pd.read_parquet(built.stage("train") / "gates.parquet")
-    assert list(gates.columns) == ["id", "gate", "v", "uncertainty", "abstain"]
-    assert len(gates) == 8
+    columns = ["id", "gate", "v", "uncertainty", "abstain", "counterfactual"]
+    assert list(gates.columns) == columns
+    assert (~gates["counterfactual"]).sum() == 8
+    kept = read_json(built.report("train"))["counterfactuals"]
+    assert kept == {"scored": 4, "kept": gates["counterfactual"].sum()}
     assert gates["gate"].between(0, 1).all()
 
 
@@ -177,7 +203,8 @@ def test_a_rerun_reproduces_scores_and_training_byte_for_byte(
     params: Path, built: Paths, tmp_path: Path
 ) -> None:
     again = run_all(params, tmp_path)
-    names = ["score/alignment.parquet", "score/candidates.jsonl"]
+    names = ["alignment.parquet", "candidates.jsonl", "counterfactuals.jsonl"]
+    names = [f"score/{name}" for name in names]
     names += [
         str(path.relative_to(built.build))
         for path in sorted(built.stage("train").rglob("*"))

@@ -15,6 +15,7 @@ from aaft.promotion import stage
 from aaft.promotion.explain import signed
 from aaft.report import render
 from aaft.report.examples import LONGEST_HARMFUL, PER_BENCHMARK, choose, shorten
+from aaft.report.inputs import load
 from aaft.report.page import clean, flat
 
 BENCHMARKS = {
@@ -247,6 +248,16 @@ def test_a_broken_file_is_named(tmp_path, name, content):
     (paths.build / name).write_text(content)
     with pytest.raises(AaftError, match=name):
         render(Config(), paths)
+
+
+def test_counterfactuals_do_not_count_among_the_records(tmp_path):
+    paths = write_build(tmp_path / "build", n=4)
+    before = load(paths).gates
+    path = paths.stage("train") / "gates.parquet"
+    frame = pd.read_parquet(path)
+    added = frame.head(3).assign(gate=1.0, abstain=True, counterfactual=True)
+    pd.concat([frame.assign(counterfactual=False), added]).to_parquet(path)
+    assert load(paths).gates == before
 
 
 def test_a_gates_file_without_a_column_is_named(tmp_path):

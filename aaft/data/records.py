@@ -228,15 +228,19 @@ def load_records(cfg: DataConfig) -> list[Record]:
     return list(records.values())
 
 
-def read_clean(path: Path) -> list[Record]:
-    """The records in a ``clean.jsonl`` that the validate stage wrote.
+def read_clean(path: Path, stage: str = "validate") -> list[Record]:
+    """The records in a ``clean.jsonl`` that the validate stage wrote, or in a file like it.
+
+    Args:
+        path: a file of `Record.row` lines.
+        stage: that wrote it.
 
     Raises:
         AaftError: missing file, or one that the stage didn't write.
     """
     if not path.is_file():
-        raise AaftError(f"{path}: no such file; run aaft validate first")
+        raise AaftError(f"{path}: no such file; run aaft {stage} first")
     try:
         return [draft(row).record() for row in read_jsonl(path)]
     except ValueError as error:
-        raise AaftError(f"{path}: {error}; run aaft validate again") from None
+        raise AaftError(f"{path}: {error}; run aaft {stage} again") from None

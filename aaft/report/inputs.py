@@ -22,7 +22,7 @@ class Inputs:
     evaluation: dict[str, Any]
     results: list[dict[str, Any]]
     gates: dict[str, list[float]] | None
-    """Columns of ``train/gates.parquet``."""
+    """Columns of ``train/gates.parquet``, without counterfactuals: what the data itself got."""
     history: list[dict[str, Any]] | None
     validation: dict[str, Any] | None
     judges: Any | None
@@ -66,7 +66,7 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
 
 
 def _gates(path: Path) -> dict[str, list[float]] | None:
-    """Columns as floats, rows with a missing value left out."""
+    """Columns as floats; counterfactuals and rows with a missing value left out."""
     if not path.exists():
         return None
     import pandas as pd
@@ -81,5 +81,7 @@ def _gates(path: Path) -> dict[str, list[float]] | None:
     for column in GATE_COLUMNS:
         if column not in frame.columns:
             raise AaftError(f"{path}: no column {column!r}; run the train stage again")
+    if "counterfactual" in frame.columns:
+        frame = frame[~frame["counterfactual"].astype(bool)]
     frame = frame[GATE_COLUMNS].astype(float).dropna()
     return {column: frame[column].tolist() for column in GATE_COLUMNS} if len(frame) else None

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
@@ -16,6 +16,8 @@ from aaft.models.generate import Completion, complete, prefill, prompt_batches, 
 from aaft.models.policy import Codec, load_codec, load_policy
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.engine import content_key, fill, read
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,8 @@ def tokenize(
         AaftError: some prompts don't fit with their gold and with a rollout; the first is named,
             the others are counted.
     """
-    asked = [
-        Asked(r, codec.prompt_ids(r.prompt_messages), codec.response_ids(r.response))
-        for r in records
-    ]
-    sizes = [len(a.prompt_ids) + max(len(a.gold_ids), cfg.max_new_tokens) for a in asked]
+    asked = [_asked(codec, record) for record in records]
+    sizes = [_size(a, cfg) for a in asked]
     long = [i for i, size in enumerate(sizes) if size > max_tokens]
     if long:
         raise AaftError(
@@ -70,6 +69,23 @@ def tokenize(
             "shorten them"
         )
     return asked
+
+
+def fitting(
+    codec: Codec, records: Sequence[AnyRecord], cfg: ScoreConfig, max_tokens: int
+) -> list[AnyRecord]:
+    """The records that `tokenize` would take."""
+    return [record for record in records if _size(_asked(codec, record), cfg) <= max_tokens]
+
+
+def _asked(codec: Codec, record: Record) -> Asked:
+    prompt, gold = codec.prompt_ids(record.prompt_messages), codec.response_ids(record.response)
+    return Asked(record, prompt, gold)
+
+
+def _size(asked: Asked, cfg: ScoreConfig) -> int:
+    """Tokens of the prompt with its gold or a rollout, whichever is longer."""
+    return len(asked.prompt_ids) + max(len(asked.gold_ids), cfg.max_new_tokens)
 
 
 class RolloutWork:

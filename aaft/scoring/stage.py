@@ -1,9 +1,10 @@
 """The score stage: rollouts, judges and the alignment table.
 
 ``python -m aaft score`` reads ``build/validate/clean.jsonl`` and ``data/judge`` and writes
-``build/score/``: ``judges/*.json``, ``candidates.jsonl``, ``conservative.jsonl``,
-``alignment.parquet``, ``anchors.json``, ``report.json``. What is dear is kept in ``score.cache``
-as soon as a shard is done; the files are the same whether it was there before or not.
+``build/score/``: ``judges/*.json``, ``counterfactuals.jsonl``, ``candidates.jsonl``,
+``conservative.jsonl``, ``alignment.parquet``, ``anchors.json``, ``report.json``. What is dear is
+kept in ``score.cache`` as soon as a shard is done; the files are the same whether it was there
+before or not. The counterfactuals are scored like the records and follow them in every file.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from aaft.judges.fitted import fitted_heads
 from aaft.judges.gatekeeper import check_quality
 from aaft.judges.labelled import read_labelled
 from aaft.models import runtime
-from aaft.models.policy import load_codec, locate_policy
+from aaft.models.policy import Codec, load_codec, locate_policy
 from aaft.scoring.alignment import Alignment
 from aaft.scoring.cache import ScoreCache, open_cache
 from aaft.scoring.conservative import Conservative, conservative_responses
+from aaft.scoring.counterfactual import AnyRecord, counterfactuals
 from aaft.scoring.judging import Judged, JudgeWork, align_cached, judge_all, judge_works
-from aaft.scoring.rollouts import Candidate, draw, tokenize
+from aaft.scoring.rollouts import Candidate, draw, fitting, tokenize
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Score every training record and its rollouts.
+    """Score every training record, its counterfactual where it has one, and their rollouts.
 
     Raises:
         AaftError: missing inputs, a judge no better than a trivial one, too many missing answers,
@@ -44,9 +46,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """
     out = paths.stage("score")
     locate_policy(cfg.policy.model)
-    records = read_clean(paths.stage("validate") / "clean.jsonl")
+    given = read_clean(paths.stage("validate") / "clean.jsonl")
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
-    asked = tokenize(codec, records, cfg.score, cfg.policy.max_tokens)
+    asked = tokenize(codec, given, cfg.score, cfg.policy.max_tokens)
     labelled = read_labelled(cfg.data.judge)
     anchors = read_anchors(cfg.data.judge)
 
@@ -59,6 +61,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     judges = [work.judge for work in works]
     quality = check_quality(judges, labelled, kappa_u=cfg.judges.kappa_u, force=cfg.judges.force)
     write_json(out / ANCHORS, anchor_scores(judges, anchors))
+    swapped = drawn_counterfactuals(cfg, codec, given, works, cfg.seed)
+    asked += tokenize(codec, swapped, cfg.score, cfg.policy.max_tokens)
+    records = [*given, *swapped]
     with open_cache(cfg.score.cache) as cache:
         candidates = draw(cfg, asked, cache)
         flat = [candidate for row in candidates for candidate in row]
@@ -72,6 +77,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         ]
         rewards = _declining_rewards(cfg, works, declining, cache)
 
+    write_jsonl(out / "counterfactuals.jsonl", (record.row() for record in swapped))
     write_jsonl(
         out / "candidates.jsonl",
         (
@@ -90,16 +96,37 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     with atomic_path(out / "alignment.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     report = {
-        "records": len(records),
+        "records": len(given),
+        "counterfactuals": len(swapped),
         "candidates": len(flat),
         "rollouts": cfg.score.rollouts,
-        "objectives": summarize(table, alignment.objectives),
+        # Of the data alone: every counterfactual's gold is meant to fail.
+        "objectives": summarize(
+            table[: sum(map(len, candidates[: len(given)]))], alignment.objectives
+        ),
         **quality.section(),
         "panel": [_panel_entry(entry, len(samples)) for entry in judged],
         "judge_digests": [entry.digest for entry in judged],
     }
     write_json(paths.report("score"), report)
     return report
+
+
+def drawn_counterfactuals(
+    cfg: Config,
+    codec: Codec,
+    records: Sequence[AnyRecord],
+    works: Sequence[JudgeWork],
+    seed: int,
+) -> list[AnyRecord]:
+    """``score.counterfactuals`` of the records, but for those that get too long.
+
+    None where no judge reads passages: then nobody could tell that one doesn't answer.
+    """
+    if not any("grounding" in work.judge.objectives for work in works):
+        return []
+    made = counterfactuals(records, cfg.score.counterfactuals, seed)
+    return fitting(codec, made, cfg.score, cfg.policy.max_tokens)
 
 
 def _keep(heads: Path, folder: Path) -> None:

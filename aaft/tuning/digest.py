@@ -16,6 +16,7 @@ _INPUTS = (
     "score/alignment.parquet",
     "score/candidates.jsonl",
     "score/conservative.jsonl",
+    "score/counterfactuals.jsonl",
     "score/report.json",
 )
 _CODE = ("data/records.py", "models/*.py", "tuning/*.py")

@@ -2,9 +2,9 @@
 
 ``python -m aaft train`` reads ``build/validate`` and ``build/score`` and writes ``build/train/``:
 ``adapter/`` (PEFT, or with ``train.lora: null`` a whole model), ``history.jsonl``,
-``gates.parquet``, ``review.jsonl``, ``report.json``. Equal inputs give equal bytes on one machine,
-however often the run was killed; ``timing.jsonl`` alone differs. ``checkpoints/`` is there while
-it runs.
+``gates.parquet`` (counterfactuals too, marked), ``review.jsonl``, ``report.json``. Equal inputs
+give equal bytes on one machine, however often the run was killed; ``timing.jsonl`` alone differs.
+``checkpoints/`` is there while it runs.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ from aaft.models.policy import (
     save_model,
 )
 from aaft.tuning.checkpoint import Checkpoints
+from aaft.tuning.counterfactual import kept_counterfactuals
 from aaft.tuning.digest import run_digest
 from aaft.tuning.examples import Example, load_examples, scored_objectives
 from aaft.tuning.history import GateRow
 from aaft.tuning.ranks import connect
 from aaft.tuning.trainer import Trainer
+
+# Counterfactuals of which at least one must be worth learning from.
+_MANY = 20
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
@@ -46,8 +50,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     Under ``accelerate launch`` the processes share the work and the first one writes.
 
     Raises:
-        AaftError: missing inputs, a non-finite loss, a full disk, or gates that never open
-            although judged misaligned answers are there to open them.
+        AaftError: missing inputs, a non-finite loss, a full disk, gates that never open although
+            judged misaligned answers are there to open them, or many counterfactuals without one
+            that the judges agree on.
     """
     out, scored = paths.stage("train"), paths.stage("score")
     locate_policy(cfg.policy.model)
@@ -69,17 +74,27 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         if "false_accept" in score_report["judges"].get(name, {})
     }
     examples = load_examples(scored, records, codec, objectives, false_accept)
+    asked, added = 0, list[Example]()
+    if cfg.train.method == "aaft":
+        swapped = read_clean(scored / "counterfactuals.jsonl", "score")
+        asked = len(swapped)
+        added = _added(load_examples(scored, swapped, codec, objectives, false_accept))
     model = prepare_model(cfg, ranks.device or device)
     checkpoints = Checkpoints(
         out / "checkpoints", run_digest(cfg, paths), cfg.train.checkpoint_steps
     )
-    trainer = Trainer(model, examples, cfg.train, cfg.seed, checkpoints=checkpoints, ranks=ranks)
+    trainer = Trainer(
+        model, [*examples, *added], cfg.train, cfg.seed, checkpoints=checkpoints, ranks=ranks
+    )
     trainer.run()
     if cfg.train.method == "aaft":
-        _check_gates_open(examples, trainer.gates)
+        # Without the counterfactuals, whose gates are open whatever the settings.
+        _check_gates_open(examples, {e.id: trainer.gates[e.id] for e in examples})
     report = summarize(cfg, examples, trainer)
+    if cfg.train.method == "aaft":
+        report["counterfactuals"] = {"scored": asked, "kept": len(added)}
     if ranks.main:
-        write_outputs(out, model, codec, examples, trainer)
+        write_outputs(out, model, codec, examples, added, trainer)
         write_json(paths.report("train"), report)
         checkpoints.clear()
     ranks.close()
@@ -94,21 +109,28 @@ def prepare_model(cfg: Config, device: torch.device) -> Any:
 
 
 def write_outputs(
-    out: Path, model: Any, codec: Codec, examples: list[Example], trainer: Trainer
+    out: Path,
+    model: Any,
+    codec: Codec,
+    examples: list[Example],
+    added: list[Example],
+    trainer: Trainer,
 ) -> None:
-    """Write all but the report."""
+    """Write all but the report; ``added`` are the counterfactuals trained on."""
     if hasattr(model, "peft_config"):
         save_adapter(model, out / "adapter")
     else:
         save_model(model, codec, out / "adapter")
     write_jsonl(out / "history.jsonl", trainer.history)
     write_jsonl(out / "timing.jsonl", trainer.timing)
-    gates = [trainer.gates[e.id] for e in examples if e.id in trainer.gates]
+    gates = pd.DataFrame(
+        [dataclasses.asdict(trainer.gates[e.id]) for e in examples if e.id in trainer.gates]
+        + [dataclasses.asdict(trainer.gates[e.id]) for e in added],
+        columns=[field.name for field in dataclasses.fields(GateRow)],
+    )
+    gates["counterfactual"] = gates["id"].isin([e.id for e in added])
     with atomic_path(out / "gates.parquet") as temporary:
-        pd.DataFrame(
-            [dataclasses.asdict(row) for row in gates],
-            columns=[field.name for field in dataclasses.fields(GateRow)],
-        ).to_parquet(temporary, index=False)
+        gates.to_parquet(temporary, index=False)
     write_jsonl(
         out / "review.jsonl",
         (
@@ -141,7 +163,7 @@ def add_lora(base: Any, settings: LoraSettings, seed: int) -> Any:
 
 
 def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[str, Any]:
-    """The report: counts, gates, first and last loss."""
+    """The report: counts and gates of the records (no counterfactuals), first and last loss."""
     first, last = trainer.history[0], trainer.history[-1]
     report: dict[str, Any] = {
         "method": cfg.train.method,
@@ -155,7 +177,7 @@ def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[st
         "unscored": sum(bool(np.isnan(e.quality).all()) for e in examples),
     }
     if trainer.gates:
-        gates = np.array([row.gate for row in trainer.gates.values()])
+        gates = np.array([trainer.gates[e.id].gate for e in examples])
         report["gates"] = {
             "mean": float(gates.mean()),
             "share_zero": float((gates == 0).mean()),
@@ -171,6 +193,17 @@ def _tidy(out: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def _added(swapped: list[Example]) -> list[Example]:
+    kept = kept_counterfactuals(swapped)
+    if len(swapped) >= _MANY and not kept:
+        raise AaftError(
+            f"build/score/counterfactuals.jsonl: of {len(swapped)} questions with a foreign "
+            "passage the judges find none unanswerable, so none teaches to abstain; look at the "
+            "grounding judge (docs/judges.md) or set score.counterfactuals to 0"
+        )
+    return kept
 
 
 def _check_gates_open(examples: list[Example], gates: dict[str, GateRow]) -> None:

@@ -1,0 +1,35 @@
+"""Counterfactual abstention: which questions with a foreign passage are trained on.
+
+A counterfactual (`aaft.scoring.counterfactual`) is worth learning from when the judges agree that
+its passage doesn't answer the question: they reject the gold and accept the conservative response
+to what failed. Then that response is the target and the gate is open, as for any record that
+abstains. Two things differ:
+
+- Accepted rollouts don't count. Under a foreign passage they are mostly abstentions themselves, and
+  a record that the reference gets right is the one that keeps it from forgetting how.
+- There is no recovery. The gold answers another record's question and is no bad opening; a policy
+  that turned back from it would do so after good answers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from aaft.tuning.examples import Example
+
+AnyExample = TypeVar("AnyExample", bound=Example)
+
+
+def kept_counterfactuals(examples: Sequence[AnyExample]) -> list[AnyExample]:
+    """Those that abstain, with their abstention; the judges don't agree on the others.
+
+    Args:
+        examples: counterfactuals with their scores.
+    """
+    return [
+        replace(example, abstention=example.conservative, conservative=None, review=False)
+        for example in examples
+        if example.conservative is not None
+    ]

@@ -1,0 +1,91 @@
+"""What the train stage does with counterfactuals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from aaft.config import Paths, load_config
+from aaft.errors import AaftError
+from aaft.io import read_json, read_jsonl, write_jsonl
+from aaft.tuning import stage
+from tests import tiny_train
+from tests.tiny_train import outcome
+
+# Rewards of gold and rollouts, and of the conservative response (None: there is none).
+KEPT = {"hopeless": ([0.05, 0.1, 0.1], 0.9), "declined already": ([0.05, 0.9, 0.9], 0.9)}
+DROPPED = {
+    "answered after all": ([0.9, 0.1, 0.1], None),
+    "declining is no answer": ([0.05, 0.1, 0.1], 0.2),
+    "nothing to decline with": ([0.05, 0.1, 0.1], None),
+}
+
+
+def add_counterfactuals(build: Path, scores: dict[str, tuple[list[float], float | None]]) -> None:
+    """As the score stage leaves them: in its files after the records."""
+    scored = build / "score"
+    candidates = read_jsonl(scored / "candidates.jsonl")
+    conservative = read_jsonl(scored / "conservative.jsonl")
+    rows, table = [], []
+    for name, (rewards, declining) in scores.items():
+        name = f"{name}~swap"
+        turns = [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "ab"}]
+        rows.append({"id": name, "source": "test", "messages": turns, "context": None})
+        for k, r in enumerate(rewards):
+            ids = [70 + k, 80, 0]
+            candidates.append({"id": name, "candidate": k, "token_ids": ids})
+            row = {"id": name, "candidate": k, "safety": r, "u_safety": 0.0, "r": r}
+            table.append(row | {"logprob": -15.0})
+        if declining is not None:
+            text = {"objective": "safety", "text": "I can't.", "r": declining}
+            conservative.append({"id": name} | text)
+    write_jsonl(scored / "counterfactuals.jsonl", rows)
+    write_jsonl(scored / "candidates.jsonl", candidates)
+    write_jsonl(scored / "conservative.jsonl", conservative)
+    before = pd.read_parquet(scored / "alignment.parquet")
+    pd.concat([before, pd.DataFrame(table)]).to_parquet(scored / "alignment.parquet", index=False)
+
+
+def project(root: Path, scores: dict[str, tuple[list[float], float | None]]) -> Path:
+    params = tiny_train.save_project(root, records=8)
+    add_counterfactuals(root / "build", scores)
+    return params
+
+
+def trained(params: Path, method: str = "aaft") -> Path:
+    paths = Paths(params.parent / "build")
+    stage.run(load_config(params, [f"train.method={method}"]), paths)
+    return paths.stage("train")
+
+
+def test_only_counterfactuals_that_abstain_are_trained_on(tmp_path: Path) -> None:
+    out = trained(project(tmp_path, KEPT | DROPPED))
+    report = read_json(out / "report.json")
+    assert report["counterfactuals"] == {"scored": 5, "kept": 2}
+    assert report["records"] == 8
+    gates = pd.read_parquet(out / "gates.parquet")
+    added = gates[gates["counterfactual"]]
+    assert added["id"].tolist() == ["hopeless~swap", "declined already~swap"]
+    assert added["abstain"].all()
+    assert added["gate"].eq(1).all()
+    assert gates[~gates["counterfactual"]]["id"].tolist() == [f"r{i}" for i in range(8)]
+    assert report["gates"]["mean"] == pytest.approx(gates["gate"][~gates["counterfactual"]].mean())
+
+
+def test_plain_fine_tuning_never_sees_them(tmp_path: Path) -> None:
+    params = tiny_train.save_project(tmp_path, records=8)
+    without = outcome(trained(params, "sft").parent)
+    add_counterfactuals(tmp_path / "build", KEPT)
+    out = trained(params, "sft")
+    assert outcome(out.parent) == without
+    assert "counterfactuals" not in read_json(out / "report.json")
+
+
+def test_many_counterfactuals_that_teach_nothing_stop_the_run(tmp_path: Path) -> None:
+    useless = {f"c{i}": DROPPED["declining is no answer"] for i in range(20)}
+    params = project(tmp_path, useless)
+    with pytest.raises(AaftError, match=r"of 20 questions .* set score\.counterfactuals to 0"):
+        trained(params)
+    assert not (tmp_path / "build/train/report.json").exists()
