@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aaft.config import GateSettings
 from aaft.tuning.abstain import abstains
 from aaft.tuning.advantage import advantages
-from aaft.tuning.gate import gate
+from aaft.tuning.gate import gate, imitation
 from aaft.tuning.taper import Clips, clip_rates, push, taper
 from aaft.tuning.weights import bounds, candidate_weights, standing
 
@@ -202,3 +202,35 @@ def test_a_worse_judge_never_makes_a_record_stop_abstaining(reward, conservative
 def test_an_accepted_gold_or_a_rejected_refusal_never_abstains(reward, conservative, alpha) -> None:
     if reward[0] >= 0.5 or conservative < 0.5:
         assert not abstains(np.array(reward), conservative, alpha)
+
+
+def imitation_of(quality, doubt=None, cfg=None) -> float:
+    doubt = doubt or [[0.0] * len(row) for row in quality]
+    return float(imitation(*rows(quality, doubt), cfg or GateSettings()))
+
+
+@pytest.mark.parametrize(
+    ("quality", "doubt", "want"),
+    [
+        ([[0.95], [0.1], [0.2]], None, 1.0),  # a sound gold among bad rollouts
+        ([[0.05], [0.95], [0.9]], None, 0.0),  # a bad one among good rollouts
+        ([[0.95, 0.2], [0.9, 0.9]], None, 0.0),  # as good as its worst objective
+        ([[0.95, NAN], [0.1, 0.1]], None, 1.0),
+        ([[NAN], [0.1]], None, 1.0),
+        ([[0.8], [0.1]], [[0.5], [0.0]], 1 - (1 - 0.8 * 0.75 - 0.15) / 0.35),
+    ],
+)
+def test_a_gold_is_imitated_by_its_own_scores(quality, doubt, want) -> None:
+    assert imitation_of(quality, doubt) == pytest.approx(max(0.0, want))
+
+
+@given(st.floats(0, 0.499), st.floats(0, 0.5), st.floats(0.5, 2))
+def test_a_rejected_gold_is_never_imitated_whatever_the_gate(value, low, width) -> None:
+    assert imitation_of([[value], [1.0]], None, GateSettings(low=low, width=width)) == 0.0
+
+
+@given(unit, unit, unit)
+def test_imitation_rises_with_the_golds_quality_and_ignores_the_rollouts(a, b, other) -> None:
+    low, high = (imitation_of([[q], [other]]) for q in sorted((a, b)))
+    assert 0.0 <= low <= high <= 1.0
+    assert low == imitation_of([[min(a, b)], [1 - other]])

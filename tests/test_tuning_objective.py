@@ -68,7 +68,14 @@ def f64(values) -> torch.Tensor:
 def plan(window, cfg):
     examples, gates, weights, ratios, prefixes = window
     return gated_terms(
-        examples, stack(examples), f64(gates), f64(weights), f64(ratios), cfg, prefixes
+        examples,
+        stack(examples),
+        f64(gates),
+        f64([0.0 if e.abstention else 1 - g for e, g in zip(examples, gates, strict=True)]),
+        f64(weights),
+        f64(ratios),
+        cfg,
+        prefixes,
     )
 
 
@@ -133,7 +140,7 @@ def slow_loss(window, cfg) -> float:
                 loss += share * nll(response)
         for prefix in prefixes[i] if e.conservative is not None else []:
             value = nll(e.conservative, prefix) / len(e.conservative)
-            loss += cfg.lambda_recovery * g * value / len(prefixes[i]) / size
+            loss += cfg.lambda_recovery * value / len(prefixes[i]) / size
         if e.abstention is not None:
             loss += cfg.lambda_abstain * nll(e.abstention) / len(e.abstention) / size
     return loss
@@ -181,9 +188,7 @@ def test_with_lambdas_and_beta_zero_it_is_gate_weighted_sft(window) -> None:
 @given(windows())
 def test_closed_gates_leave_exactly_the_terms_of_plain_sft(window) -> None:
     examples, gates, weights, ratios, prefixes = window
-    plain = [
-        Example(**{**vars(e), "abstention": None, "conservative": e.conservative}) for e in examples
-    ]
+    plain = [Example(**{**vars(e), "abstention": None, "conservative": None}) for e in examples]
     closed = (plain, [0.0] * len(gates), weights, ratios, prefixes)
     assert plan(closed, CFG) == supervised_terms(plain, [1.0] * len(plain))
 
@@ -227,12 +232,8 @@ def test_a_gated_record_recovers_beside_its_other_parts() -> None:
     assert {"pg", "anchor"} in got.values()
 
 
-@pytest.mark.parametrize(
-    ("declining", "gate"), [(None, 0.5), ([7, 0], 0.0)], ids=["nothing accepted", "closed gate"]
-)
-def test_there_is_no_recovery(declining, gate) -> None:
-    e = one([0.1, 0.9], declining=declining)
-    assert {"recovery"} not in parts(e, gate, (10,)).values()
+def test_there_is_no_recovery_where_declining_is_not_accepted() -> None:
+    assert {"recovery"} not in parts(one([0.1, 0.9]), 0.5, (10,)).values()
 
 
 @pytest.mark.parametrize("gate", [0.4, 1.0])

@@ -1,20 +1,26 @@
-"""The adaptive gate (DESIGN 2.3): how much of a sample's gradient is alignment.
+"""The adaptive gate (DESIGN 2.3): how much a sample asks for alignment, and for imitation.
 
 ::
 
     G = 1 - v (1 - a_u U)
-    g = clip((G - low) / width, 0, 1)
+    g = clip((G - low) / width, 0, 1)        alignment: v, U of the policy's standing (weights.py)
+    s = 1 - g(v_0, U_0), 0 where r_0 < 0.5   imitation: v_0 = min_m q_0m, U_0 = max_m u_0m
 
 With the defaults low = 0.15, width = 0.35 and a_u = 0.5 a certain, well-aligned sample has g
 exactly 0 and costs plain supervised training; ``v <= 0.5`` gives g = 1. No gradient flows
 through the gate.
+
+DESIGN imitates a gold with weight ``1 - g``. But ``v`` is about what the policy says, not about the
+gold: a sound gold among bad rollouts would hardly be learned, although learning it is what would
+mend them, and a rejected gold among good rollouts would be imitated the more the better the policy
+is. So the gold's own scores decide its imitation, and the standing decides the alignment terms.
 """
 
 from __future__ import annotations
 
 import torch
 
-from aaft.config import GateSettings
+from aaft.config import ACCEPTED, GateSettings
 from aaft.tuning.weights import bounds
 
 
@@ -26,6 +32,18 @@ def gate(value: torch.Tensor, uncertainty: torch.Tensor, cfg: GateSettings) -> t
     """
     openness = 1.0 - value * (1.0 - cfg.uncertainty * uncertainty)
     return ((openness - cfg.low) / cfg.width).clamp(0.0, 1.0).nan_to_num(nan=0.0).detach()
+
+
+def imitation(quality: torch.Tensor, uncertainty: torch.Tensor, cfg: GateSettings) -> torch.Tensor:
+    """``s``, ``[B]`` in [0, 1]: how much each record's gold is imitated; 1 where it is unscored.
+
+    Args:
+        quality: ``q``, ``[B, K+1, M]`` or NaN, gold first.
+        uncertainty: ``u``, ``[B, K+1, M]`` or NaN.
+        cfg: gate settings.
+    """
+    value, doubt = bounds(quality[:, :1], uncertainty[:, :1])
+    return (1.0 - gate(value, doubt, cfg)).masked_fill(value < ACCEPTED, 0.0)
 
 
 def always_closed(

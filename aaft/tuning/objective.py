@@ -3,10 +3,10 @@
 Every part of the objective is a weight on some response's negative log-likelihood, so a step is
 a list of (example, prefix, response, coefficient) and its loss is their sum::
 
-    loss = sum_i (1 - g_i) NLL_i / N                    N = tokens of golds with weight
+    loss = sum_i s_i NLL_i / N                          N = tokens of golds with weight
          + lambda_pg / B sum_i g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
          + lambda_abstain / B sum_{abstaining i} NLL_i' / L_i'
-         + lambda_recovery / B sum_i g_i/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
+         + lambda_recovery / B sum_i 1/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
          + sum_i sum_{k>=1} beta g_i 1[mean r_i >= 0.5] / (B K L_ik) NLL_ik
 
 ``B`` is the number of examples in the accumulation window and ``N`` sums over it, so neither
@@ -65,6 +65,7 @@ def gated_terms(
     examples: Sequence[Example],
     scores: Scores,
     gates: torch.Tensor,
+    imitation: torch.Tensor,
     weights: torch.Tensor,
     log_ratio: torch.Tensor,
     cfg: ObjectiveSettings,
@@ -76,6 +77,7 @@ def gated_terms(
         examples: the window, ``B`` of them.
         scores: their stacked scores.
         gates: ``g``, ``[B]``; 1 where an example abstains.
+        imitation: ``s``, ``[B]``; 0 where an example abstains.
         weights: candidate weights ``[B, K+1]``.
         log_ratio: ``D``, ``[B, K+1]``; anything where the gate is 0.
         cfg: settings of the objective.
@@ -83,10 +85,7 @@ def gated_terms(
             an accepted conservative response don't count.
     """
     abstaining = [example.abstention is not None for example in examples]
-    sft = [
-        0.0 if abstains else 1.0 - g for abstains, g in zip(abstaining, gates.tolist(), strict=True)
-    ]
-    terms = {(t.example, 0): t for t in supervised_terms(examples, sft)}
+    terms = {(t.example, 0): t for t in supervised_terms(examples, imitation.tolist())}
     per_candidate: dict[Part, torch.Tensor] = {
         "pg": _pg_coefficients(scores, gates, weights, log_ratio, cfg),
         "anchor": _anchor_coefficients(scores, gates, abstaining, cfg),
@@ -98,8 +97,8 @@ def gated_terms(
                     term = terms.setdefault((i, k), Term(i, example.candidates[k], {}))
                     term.parts[part] = value
     last = scores.tokens.shape[1]
-    for i, (example, g, own) in enumerate(zip(examples, gates.tolist(), prefixes, strict=True)):
-        for n, target in enumerate(_declining(i, example, g, own, cfg, len(examples))):
+    for i, (example, own) in enumerate(zip(examples, prefixes, strict=True)):
+        for n, target in enumerate(_declining(i, example, own, cfg, len(examples))):
             terms[i, last + n] = target
     return [term for _, term in sorted(terms.items()) if term.coefficient]
 
@@ -153,7 +152,6 @@ def _anchor_coefficients(
 def _declining(
     i: int,
     example: Example,
-    g: float,
     prefixes: Sequence[Prefix],
     cfg: ObjectiveSettings,
     size: int,
@@ -164,6 +162,6 @@ def _declining(
         share = cfg.lambda_abstain / (size * len(example.abstention))
         terms.append(Term(i, example.abstention, {"abstain": share}))
     if example.conservative is not None and prefixes:
-        share = cfg.lambda_recovery * g / (size * len(prefixes) * len(example.conservative))
+        share = cfg.lambda_recovery / (size * len(prefixes) * len(example.conservative))
         terms += [Term(i, example.conservative, {"recovery": share}, p) for p in prefixes]
     return terms
