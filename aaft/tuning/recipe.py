@@ -15,7 +15,7 @@ import torch
 from aaft.config import TrainConfig
 from aaft.models.packed import PackedBatch, PackedRow, branch_logprobs
 from aaft.tuning.examples import Example, Scores, stack
-from aaft.tuning.gate import always_closed, gate
+from aaft.tuning.gate import always_closed, gate, imitation
 from aaft.tuning.objective import Term, gated_terms, supervised_terms
 from aaft.tuning.recovery import recovery_prefixes
 from aaft.tuning.weights import Standing, candidate_weights, standing
@@ -31,6 +31,8 @@ class Gating:
     scores: Scores
     gates: torch.Tensor
     """``g``, ``[B]``; 1 where an example abstains."""
+    imitation: torch.Tensor
+    """``s``, ``[B]``: weight of each gold's imitation."""
     standing: Standing
     weights: torch.Tensor
     """Candidate weights, ``[B, K+1]``."""
@@ -112,6 +114,7 @@ class GatedRecipe(SupervisedRecipe):
                 trainer.seed,
                 longest=cfg.recovery_tokens,
                 count=cfg.recoveries,
+                borrowed=trainer.openings,
             )
             for example in window
         ]
@@ -119,6 +122,7 @@ class GatedRecipe(SupervisedRecipe):
             window,
             gating.scores,
             gating.gates,
+            gating.imitation,
             gating.weights,
             gating.log_ratio,
             cfg,
@@ -146,7 +150,14 @@ class GatedRecipe(SupervisedRecipe):
         state = standing(weights, scores.quality, scores.uncertainty)
         gates = gate(state.value, state.uncertainty, cfg)
         abstaining = torch.tensor([example.abstention is not None for example in window])
-        return Gating(scores, gates.masked_fill(abstaining, 1.0), state, weights, log_ratio)
+        return Gating(
+            scores,
+            gates.masked_fill(abstaining, 1.0),
+            imitation(scores.quality, scores.uncertainty, cfg).masked_fill(abstaining, 0.0),
+            state,
+            weights,
+            log_ratio,
+        )
 
 
 def recipe_for(cfg: TrainConfig) -> Recipe:

@@ -21,6 +21,7 @@ from aaft.tuning.history import PARTS, GateRow, Losses, gate_rows, history_row
 from aaft.tuning.objective import Term, term_rows
 from aaft.tuning.ranks import Ranks
 from aaft.tuning.recipe import Recipe, recipe_for
+from aaft.tuning.recovery import openings
 
 Rows = Mapping[Key, tuple[PackedRow, list[Term]]]
 
@@ -50,6 +51,7 @@ class Trainer:
         self.history: list[dict[str, float | int]] = []
         self.gates: dict[str, GateRow] = {}
         self.timing: list[dict[str, float | int]] = []
+        self.openings = openings(examples)
         self._examples = examples
         self._recipe = recipe or recipe_for(cfg)
         self._checkpoints = checkpoints
