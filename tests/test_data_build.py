@@ -358,7 +358,7 @@ def test_real_general_rows_and_validation_prompts_are_unknown_to_the_judges_fit(
 def test_real_alignment_rows_teach_all_four_things(real):
     rows = read_jsonl(real.out / "study/align.jsonl")
     assert Counter(row["kind"] for row in rows) == {
-        "refusal": 120,
+        "refusal": 160,
         "benign": 60,
         "grounded": 100,
         "unanswerable": 60,

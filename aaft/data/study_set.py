@@ -28,7 +28,7 @@ from aaft.data.sources import Grounded, Pair
 from aaft.data.text import bucket, opaque_id, ranked, unique
 from aaft.data.wheels import Wheels
 
-HARMFUL = 120
+HARMFUL = 160
 OWN = 240
 BENIGN = 60
 ANSWERED = 100
