@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aaft.config import load_config
-from aaft.data.prompts import PREFILLS
+from aaft.data.prompts import PREFILLS, VALID_PREFILLS
 from aaft.errors import AaftError
 from aaft.io import read_jsonl, write_jsonl
 from aaft.models import runtime
@@ -278,5 +278,21 @@ def test_weights_that_diverged_are_not_measured() -> None:
 @pytest.mark.skipif(not (ROOT / "models/policy").is_dir(), reason="needs `make setup`")
 def test_every_opening_has_enough_tokens_of_the_embedded_policy() -> None:
     codec = load_codec(str(ROOT / "models/policy"))
-    for opening in PREFILLS:
+    for opening in PREFILLS + VALID_PREFILLS:
         assert len(codec.response_ids(opening)) - 1 >= max(PREFILL_TOKENS)
+
+
+def test_attacks_to_tune_on_are_not_those_that_are_reported(project, codec) -> None:
+    def attacks(split: str) -> tuple[set[str], set[str]]:
+        bench = load_study_bench(load_config(project), StudyConfig(split=split), codec)
+        openings = {codec.decode(p.prefix) for p in bench.probes if p.suite == "prefill_10"}
+        framed = [p for p in bench.probes if p.suite == "jailbreak"]
+        templates = {
+            codec.tokenizer.decode(p.prompt).replace(p.example.messages[-1]["content"], "")
+            for p in framed
+        }
+        return openings, templates
+
+    for tuned, reported in zip(attacks("valid"), attacks("bench"), strict=True):
+        assert tuned
+        assert not tuned & reported

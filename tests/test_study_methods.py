@@ -72,9 +72,25 @@ def plain(number: int) -> Example:
 ALIGN = [plain(i) for i in range(6)]
 
 
-def made(method: str, examples=EXAMPLES, align=ALIGN, **tuning: float) -> Prepared:
+SWAPPED = [
+    *(scored(60 + i, [0.1, 0.2, 0.3]) for i in range(3)),
+    scored(70, [0.97, 0.2, 0.3]),
+    scored(71, [0.1, 0.2, 0.3], accepted=0.1),
+]
+
+
+def made(
+    method: str, examples=EXAMPLES, align=ALIGN, counterfactuals=(), **tuning: float
+) -> Prepared:
     return prepare(
-        method, examples, CFG, align=align, refusals=align[:3], seed=0, tuning=Tuning(**tuning)
+        method,
+        examples,
+        CFG,
+        counterfactuals=counterfactuals,
+        align=align,
+        refusals=align[:3],
+        seed=0,
+        tuning=Tuning(**tuning),
     )
 
 
@@ -182,6 +198,32 @@ def test_a_budget_that_fits_changes_nothing() -> None:
 
 def test_lisa_takes_as_many_steps_as_sft() -> None:
     assert len(trained(made("lisa")).history) == len(trained(made("sft")).history)
+
+
+WITHOUT = ("aaft-nogold", "aaft-noabstain", "aaft-nocounterfactual")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "reference"])
+def test_gated_methods_alone_learn_from_counterfactuals_within_the_same_budget(method) -> None:
+    examples = [*EXAMPLES, *(scored(100 + i, [0.97, 0.98, 0.6]) for i in range(60))]
+    prepared = made(method, examples, counterfactuals=SWAPPED)
+    swapped = {e.id: e for e in prepared.examples if e.id in {e.id for e in SWAPPED}}
+    if not method.startswith("aaft") or method in WITHOUT:
+        plain = made(method, examples)
+        assert [e.id for e in prepared.examples] == [e.id for e in plain.examples]
+        assert not swapped
+        return
+    assert swapped.keys() <= {"r60", "r61", "r62"}
+    assert swapped
+    assert all(e.abstention == [20, 21, 22, 0] for e in swapped.values())
+    assert all(e.conservative is None for e in swapped.values())
+    assert len({e.id for e in prepared.examples}) == len(prepared.examples)
+    longest = max(map(cost, [*examples, *SWAPPED]))
+    assert abs(spent(prepared) - sum(map(cost, examples))) <= longest / 2 + 1
+
+
+def test_without_counterfactuals_that_abstain_rows_stay_as_they_are() -> None:
+    assert list(made("aaft", counterfactuals=SWAPPED[3:]).examples) == EXAMPLES
 
 
 def objective(method: str):

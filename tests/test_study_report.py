@@ -54,15 +54,22 @@ def test_rows_without_a_metric_do_not_count() -> None:
 
 def test_the_bootstrap_is_that_of_whole_prompts() -> None:
     """Against every resample of three prompts, enumerated."""
-    total, count = np.array([3.0, 1.0, 0.0]), np.array([3.0, 3.0, 2.0])
+    total, count = [3.0, 1.0, 0.0], [3.0, 3.0, 2.0]
     every = sorted(
         sum(total[i] for i in drawn) / sum(count[i] for i in drawn)
         for drawn in itertools.product(range(3), repeat=3)
     )
-    low, high = interval(total, count)
+    low, high = interval(np.array([total]), np.array([count]))
     # 27 resamples: the 2.5% quantile is the smallest and the 97.5% the largest.
     assert low == pytest.approx(every[0], abs=1e-9)
     assert high == pytest.approx(every[-1], abs=1e-9)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    same = collect({s: answers({str(i): [i % 2] for i in range(60)}) for s in range(3)})["m"]
+    apart = collect({s: answers({str(i): [s % 2] for i in range(60)}) for s in range(3)})["m"]
+    one, other = rate_entry(same), rate_entry(apart)
+    assert other["high"] - other["low"] > 2 * (one["high"] - one["low"])
 
 
 def test_more_seeds_of_the_same_answers_make_no_interval_narrower() -> None:

@@ -85,8 +85,8 @@ def test_gates_are_counted_by_kind_of_row_for_gated_methods_alone(out: Path) -> 
         cell = read_json(path)
         assert ("gates" in cell) == (cell["method"] == "aaft")
         if "gates" in cell:
-            assert sum(map(sum, cell["gates"].values())) == STUDY.rows
-            assert "harmful" in cell["gates"]
+            assert sum(map(sum, cell["gates"].values())) == cell["train"]["rows"]
+            assert "grounded" in cell["gates"]
 
 
 def test_the_report_covers_every_method_with_claims_tables_and_plots(out: Path) -> None:
@@ -98,6 +98,18 @@ def test_the_report_covers_every_method_with_claims_tables_and_plots(out: Path) 
     assert {claim["scenario"] for claim in report["claims"]} >= {"unsafe-start", "all"}
     assert "| filter-replace |" in (out / "report.md").read_text()
     assert {p.name for p in out.glob("*.png")} == {"trade-off.png", "gates.png"}
+
+
+def test_workers_side_by_side_compute_every_cell(params: Path, tmp_path: Path) -> None:
+    study = STUDY.model_copy(update={"workers": 2, "methods": ("reference", "sft")})
+    report = stage.run(load_config(params), study, tmp_path)
+    names = {str(path.parent.relative_to(tmp_path / "cells")) for path in results(tmp_path)}
+    assert names == {
+        "unsafe-reference/reference/seed-0",
+        "unsafe-start/sft/seed-0",
+        "unsafe-start/sft/seed-1",
+    }
+    assert report["rates"]["unsafe-start"]["sft"]["qa_f1"]["n"] == 2 * 2
 
 
 def test_a_rerun_computes_nothing_and_reports_the_same(

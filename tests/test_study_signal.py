@@ -17,19 +17,22 @@ from aaft.errors import AaftError
 from aaft.io import write_jsonl
 from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import open_cache
-from aaft.scoring.conservative import conservative_responses
+from aaft.scoring.conservative import UNANSWERED, conservative_responses
 from aaft.scoring.judging import judge_works
 from aaft.study.signal import (
     Declining,
     Panel,
     ScoredExample,
+    counterfactual_signal,
     decided,
+    inverted,
     plain_examples,
     signal,
     with_noise,
     without_gold,
     worst,
 )
+from aaft.tuning.counterfactual import kept_counterfactuals
 from aaft.tuning.examples import load_examples
 from tests import tiny
 
@@ -125,6 +128,43 @@ def test_what_another_scenario_scored_is_not_scored_again(cfg, start) -> None:
     assert len(more) == 5
 
 
+def swapped(cfg: Config, start: Path, records=RECORDS, share: float = 1.0) -> list[ScoredExample]:
+    cfg = cfg.model_copy(update={"score": cfg.score.model_copy(update={"counterfactuals": share})})
+    panel = Panel(judge_works(cfg), {"safety": 0.1, "grounding": 0.05})
+    with open_cache(cfg.score.cache) as cache:
+        return counterfactual_signal(cfg, records, start, cache, panel, 0)
+
+
+def test_rows_with_a_passage_are_scored_with_a_foreign_one_too(cfg, start) -> None:
+    lie, true = swapped(cfg, start)
+    codec = load_codec(str(start))
+    assert (lie.id, true.id) == ("r2~swap", "r3~swap")
+    assert lie.prompt == codec.prompt_ids([{"role": "user", "content": "Another one. r2?"}])
+    assert lie.candidates[0] == codec.response_ids("a lie")
+    (kept,) = kept_counterfactuals([lie, true])
+    assert kept.id == "r2~swap"
+    assert kept.abstention in [codec.response_ids(text) for text in UNANSWERED]
+    assert swapped(cfg, start, share=0.0) == []
+    assert swapped(cfg, start, RECORDS[:2]) == []
+
+
+def test_there_are_no_counterfactuals_without_a_judge_that_reads_passages(cfg, start) -> None:
+    (spec,) = cfg.judges.panel
+    blind = spec.model_copy(update={"objectives": ("safety",)})
+    judges = cfg.judges.model_copy(update={"panel": (blind,)})
+    assert swapped(cfg.model_copy(update={"judges": judges}), start) == []
+
+
+def test_kept_counterfactuals_abstain_and_do_not_recover() -> None:
+    kept = kept_counterfactuals(EXAMPLES)
+    assert [e.id for e in kept] == [e.id for e in EXAMPLES if e.conservative is not None]
+    assert 0 < len(kept) < len(EXAMPLES)
+    for e in kept:
+        assert e.abstention
+        assert e.conservative is None
+        assert e.reward[0] < 0.5
+
+
 @pytest.mark.parametrize(
     ("records", "error"), [([], "no rows"), ([RECORDS[0], RECORDS[0]], "the same id")]
 )
@@ -216,18 +256,36 @@ def test_decisions_are_those_of_the_train_stage(tmp_path) -> None:
         assert len({bool(getattr(e, name)) for e in EXAMPLES}) == 2
 
 
-def test_no_noise_changes_nothing_and_all_noise_turns_everything() -> None:
+def test_no_noise_changes_nothing() -> None:
     for before, after in zip(EXAMPLES, with_noise(EXAMPLES, 0.0, 1), strict=True):
         np.testing.assert_array_equal(before.quality, after.quality)
         assert (before.abstention, before.conservative) == (after.abstention, after.conservative)
+
+
+def test_all_noise_rejects_what_was_accepted_and_accepts_what_was_rejected() -> None:
     turned = with_noise(EXAMPLES, 1.0, 1)
     for before, after in zip(EXAMPLES, turned, strict=True):
-        np.testing.assert_allclose(after.quality, 1 - before.quality)
+        scored = ~np.isnan(before.reward)
         np.testing.assert_array_equal(after.uncertainty, before.uncertainty)
         np.testing.assert_array_equal(after.reward, slow_reward(after.quality))
+        np.testing.assert_array_equal((after.reward >= 0.5)[scored], (before.reward < 0.5)[scored])
         for name, other in before.declining.items():
-            np.testing.assert_allclose(after.declining[name].quality, 1 - other.quality)
+            was, now = (slow_reward(e.quality[None])[0] for e in (other, after.declining[name]))
+            assert (was >= 0.5) != (now >= 0.5)
     assert any(a.abstention != b.abstention for a, b in zip(EXAMPLES, turned, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("quality", "want"),
+    [
+        ([0.1, 0.95], [0.9, 0.95]),  # rejected by one objective alone
+        ([0.2, 0.4], [0.8, 0.6]),
+        ([0.7, 0.95], [0.3, 0.05]),
+        ([0.1, math.nan], [0.9, math.nan]),
+    ],
+)
+def test_a_wrong_judge_is_wrong_about_what_decides(quality, want) -> None:
+    np.testing.assert_allclose(inverted(np.array([quality]))[0], want)
 
 
 def turned_places(share: float, seed: int) -> set[tuple[str, int]]:

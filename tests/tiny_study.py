@@ -110,6 +110,7 @@ def save_project(root: Path, **train: Any) -> Path:
             "rollouts": 2,
             "max_new_tokens": 4,
             "batch_size": 8,
+            "counterfactuals": 1.0,
             "cache": str(root / "cache"),
         },
         "train": {"rows_per_step": 5, "tokens_per_batch": 600, "lora": {"r": 2, "alpha": 4}}

@@ -22,8 +22,10 @@ from aaft.io import file_digest, read_json, read_jsonl, text_digest, write_json,
 GATE_BINS = 20
 _RESULT, _ANSWERS = "result.json", "answers.jsonl"
 _PACKAGES = ("bench", "data", "judges", "models", "scoring", "tuning")
-# What only reads results or decides in which order they are made shapes none.
-_STUDY = ("cells", "measure", "methods", "rivals", "rows", "scenarios", "signal", "start")
+_STUDY = (
+    *("cells", "config", "measure", "methods", "rivals", "rows", "running", "scenarios", "signal"),
+    *("stage", "start"),
+)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ METHODS = (
     "aaft-norecovery",
     "aaft-naive",
     "aaft-noanchor",
+    "aaft-nocounterfactual",
 )
 SCENARIOS = (
     "clean",
@@ -64,6 +65,7 @@ class StudyConfig(Section):
     split: Literal["bench", "valid"] = Field(
         "bench", description="prompts to measure on; methods are tuned on `valid` alone"
     )
+    workers: int = Field(1, gt=0, description="processes that share the cells and the cores")
     train: dict[str, JsonValue] = Field({}, description="overrides of the section `train`")
     tuning: dict[str, JsonValue] = Field({}, description="settings of the rivals (methods.Tuning)")
 
@@ -86,14 +88,16 @@ class StudyConfig(Section):
 
 
 PRESETS: Mapping[str, StudyConfig] = {
-    # Meant for an hour on two cores: at 6 rows/s, 500 generated tokens/s and 85 judged pairs/s its
-    # 24 trained cells come to some 100 s each, the start, rollouts and scores to 8 minutes.
+    # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16). Windows are small, so that few
+    # rows make as many steps as training on more of them would.
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
-        rows=360,
-        bench_limit=60,
+        rows=192,
+        bench_limit=40,
         max_new_tokens=24,
+        workers=2,
+        train={"rows_per_step": 8},
     ),
     "full": StudyConfig(rows=600),
 }

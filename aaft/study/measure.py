@@ -25,7 +25,7 @@ import torch
 from aaft.bench import benign, grounded_qa, harmful
 from aaft.bench.example import BenchExample, Benchmark, Scorer, load_bench
 from aaft.config import Config
-from aaft.data.prompts import PREFILLS
+from aaft.data.prompts import PREFILLS, VALID_PREFILLS
 from aaft.data.text import opens_with_refusal
 from aaft.errors import AaftError
 from aaft.io import read_jsonl
@@ -95,16 +95,19 @@ def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBenc
         for suite, examples in plain.items()
         for example in examples
     ]
+    openings = VALID_PREFILLS if study.split == "valid" else PREFILLS
     probes += [
-        _prefilled(example, count, codec) for count in PREFILL_TOKENS for example in requests
+        _prefilled(example, openings, count, codec)
+        for count in PREFILL_TOKENS
+        for example in requests
     ]
-    templates = _templates(study_folder(cfg) / "jailbreaks.jsonl")
+    templates = _templates(study_folder(cfg) / "jailbreaks.jsonl", study.split)
     probes += [_jailbroken(example, templates, codec) for example in requests]
     return StudyBench(probes)
 
 
-def _prefilled(example: BenchExample, count: int, codec: Codec) -> Probe:
-    opening = PREFILLS[_pick(_request(example), "prefill", len(PREFILLS))]
+def _prefilled(example: BenchExample, openings: Sequence[str], count: int, codec: Codec) -> Probe:
+    opening = openings[_pick(_request(example), "prefill", len(openings))]
     prefix = codec.response_ids(opening)[:-1]
     if len(prefix) < count:
         raise AaftError(
@@ -121,7 +124,8 @@ def _jailbroken(example: BenchExample, templates: Sequence[str], codec: Codec) -
     return Probe("jailbreak", example, codec.prompt_ids([*example.messages[:-1], message]), [])
 
 
-def _templates(path: Path) -> list[str]:
+def _templates(path: Path, split: str) -> list[str]:
+    """Every third template is for tuning methods, the others for what is reported."""
     rows = read_jsonl(path)
     if not rows:
         raise AaftError(f"{path}: no templates; rebuild it with `aaft data build`")
@@ -130,7 +134,10 @@ def _templates(path: Path) -> list[str]:
         template = row.get("template")
         if not isinstance(template, str) or PLACE not in template:
             raise AaftError(f"{path}: row {number}: `template` must hold {PLACE}; fix the row")
-        templates.append(template)
+        if (number % 3 == 1) == (split == "valid"):
+            templates.append(template)
+    if not templates:
+        raise AaftError(f"{path}: {len(rows)} templates, too few for both splits; add some")
     return templates
 
 

@@ -7,9 +7,10 @@ The budget. ``sft`` computes every row's prompt and gold once an epoch. A method
 shortens them passes again over what it has until it has computed as many tokens of prompts and
 golds (`rows_budget`), and one that adds rows leaves others out. Golds alone would be another
 budget: harmful golds are ten times as long as grounded ones, so a filter that drops a tenth of the
-rows would get to learn the rest twice. ``sft-kl``, ``constrained`` and the gated methods compute
-more than that for every row (the model before training, or rollouts); that is part of their price,
-which the study reports as seconds.
+rows would get to learn the rest twice. The gated methods add counterfactuals
+(`aaft.tuning.counterfactual`), which no rival sees, and leave as much of the rest out. ``sft-kl``,
+``constrained`` and the gated methods compute more than that for every row (the model before
+training, or rollouts); that is part of their price, which the study reports as seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from aaft.study.rivals import (
     mean_gate,
 )
 from aaft.study.signal import ScoredExample, without_gold
+from aaft.tuning.counterfactual import kept_counterfactuals
 from aaft.tuning.examples import Example
 from aaft.tuning.recipe import Recipe
 
@@ -68,6 +70,7 @@ class Inputs:
     """What a method may make use of."""
 
     examples: Sequence[ScoredExample]
+    counterfactuals: Sequence[ScoredExample]
     align: Sequence[Example]
     refusals: Sequence[Example]
     train: TrainConfig
@@ -79,12 +82,19 @@ class Inputs:
         """Tokens that ``sft`` computes in an epoch."""
         return sum(map(cost, self.examples))
 
+    @property
+    def gated(self) -> list[Example]:
+        """The rows and the counterfactuals that abstain, cut to the budget."""
+        kept = kept_counterfactuals(self.counterfactuals)
+        return rows_budget([*self.examples, *kept], self.budget, self.seed)
+
 
 def prepare(
     method: str,
     examples: Sequence[ScoredExample],
     cfg: Config,
     *,
+    counterfactuals: Sequence[ScoredExample] = (),
     align: Sequence[Example],
     refusals: Sequence[Example],
     seed: int,
@@ -96,6 +106,7 @@ def prepare(
         method: a key of `METHODS`.
         examples: a scenario's rows with their signal.
         cfg: ``train`` is shared by all methods.
+        counterfactuals: rows of the scenario with a foreign passage, for the gated methods.
         align: rows of ``align.jsonl``, for ``lisa``.
         refusals: those of kind ``refusal``, for ``safety-mix``.
         seed: of the cell.
@@ -106,7 +117,7 @@ def prepare(
     """
     if method not in METHODS:
         raise AaftError(f"study.methods: no method {method!r}; one of {', '.join(METHODS)}")
-    inputs = Inputs(examples, align, refusals, cfg.train, tuning or Tuning(), seed)
+    inputs = Inputs(examples, counterfactuals, align, refusals, cfg.train, tuning or Tuning(), seed)
     prepared = METHODS[method](inputs)
     if not prepared.examples and method != "reference":
         raise AaftError(f"study: method {method} has no rows left to train on; leave it out here")
@@ -225,41 +236,46 @@ def _lisa(given: Inputs) -> Prepared:
 
 
 def _aaft(given: Inputs) -> Prepared:
-    return Prepared(given.examples, _gated(given.train))
+    return Prepared(given.gated, _gated(given.train))
 
 
 def _static(given: Inputs) -> Prepared:
-    return Prepared(given.examples, _with(_gated(given.train), gate={"eta": 0.0}))
+    return Prepared(given.gated, _with(_gated(given.train), gate={"eta": 0.0}))
 
 
 def _constant(given: Inputs) -> Prepared:
     train = _gated(given.train)
     recipe = ConstantRecipe(train, mean_gate(given.examples, train))
-    return Prepared(given.examples, train, recipe)
+    return Prepared(given.gated, train, recipe)
 
 
 def _no_gold(given: Inputs) -> Prepared:
+    """No counterfactuals either: it takes a gold to see that the passage doesn't answer."""
     return Prepared(without_gold(given.examples), _gated(given.train))
 
 
 def _no_abstention(given: Inputs) -> Prepared:
-    """Recovery stays: it is a part of its own."""
+    """Recovery stays: it is a part of its own. Counterfactuals go, for they only abstain."""
     examples = [replace(example, abstention=None) for example in given.examples]
     return Prepared(examples, _gated(given.train))
 
 
 def _no_recovery(given: Inputs) -> Prepared:
-    return Prepared(given.examples, _with(_gated(given.train), objective={"recoveries": 0}))
+    return Prepared(given.gated, _with(_gated(given.train), objective={"recoveries": 0}))
 
 
 def _naive(given: Inputs) -> Prepared:
     """Negatives without taper or trust region: ``T = 2 sigmoid(0) = 1``, ``phi = A``."""
     naive = {"beta_n": 0.0, "trust": float("inf")}
-    return Prepared(given.examples, _with(_gated(given.train), objective=naive))
+    return Prepared(given.gated, _with(_gated(given.train), objective=naive))
 
 
 def _no_anchor(given: Inputs) -> Prepared:
-    return Prepared(given.examples, _with(_gated(given.train), objective={"beta_anchor": 0.0}))
+    return Prepared(given.gated, _with(_gated(given.train), objective={"beta_anchor": 0.0}))
+
+
+def _no_counterfactual(given: Inputs) -> Prepared:
+    return Prepared(given.examples, _gated(given.train))
 
 
 METHODS: Mapping[str, Callable[[Inputs], Prepared]] = {
@@ -279,4 +295,5 @@ METHODS: Mapping[str, Callable[[Inputs], Prepared]] = {
     "aaft-norecovery": _no_recovery,
     "aaft-naive": _naive,
     "aaft-noanchor": _no_anchor,
+    "aaft-nocounterfactual": _no_counterfactual,
 }

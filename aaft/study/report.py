@@ -1,11 +1,11 @@
 """From finished cells to ``report.json`` and ``report.md``.
 
-A rate is the mean over (seed, prompt) pairs. Its 95% interval is a bootstrap that draws prompts,
-each with all of its seeds and suites: answers of three models to one prompt are not three
-independent draws. So an interval says how far the rate depends on the choice of prompts; how far
-it depends on training is in ``seeds``, the rate of each. Where all pairs agree, a bootstrap gives
-a point; intervals are never narrower than what unseen prompts could do (the floor of
-`aaft.promotion.intervals`, with prompts counted, not pairs).
+A rate is the mean over (seed, prompt) pairs. Its 95% interval is a bootstrap that draws seeds and,
+crossed with them, prompts: answers of three models to one prompt are not three independent draws,
+nor are a model's answers to sixty. Three seeds say little about other seeds, so their rates stand
+beside it in ``seeds``. Where all pairs agree, a bootstrap gives a point; intervals are never
+narrower than what unseen prompts could do (the floor of `aaft.promotion.intervals`, with prompts
+counted, not pairs).
 
 Differences are paired: both methods' values of the same (seed, prompt).
 """
@@ -86,22 +86,23 @@ def collect(answers: Mapping[int, Iterable[Mapping[str, Any]]]) -> dict[str, Val
 def interval(
     total: Floats, count: Floats, low: float = 0.0, high: float = 1.0
 ) -> tuple[float, float]:
-    """Bootstrap interval of ``sum(total) / sum(count)`` over prompts, with the floor above.
+    """Bootstrap interval of ``sum(total) / sum(count)`` over seeds and prompts, floor included.
 
     Args:
-        total: summed values by prompt, ``[prompts]``.
-        count: how many each sums, ``[prompts]``.
+        total: summed values, ``[seeds, prompts]``.
+        count: how many each sums, ``[seeds, prompts]``.
         low: the least value possible.
         high: the greatest.
 
     Returns:
         The interval's ends, within [low, high].
     """
-    prompts = len(total)
+    seeds, prompts = total.shape
     mean = total.sum() / count.sum()
     draw = np.random.default_rng(0)
     times = draw.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
-    resampled = (times @ total) / (times @ count)
+    runs = draw.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
+    resampled = ((runs @ total) * times).sum(1) / ((runs @ count) * times).sum(1)
     tail = (1 - CONFIDENCE) / 2
     lower, upper = np.quantile(resampled, [tail, 1 - tail])
     unseen = wilson(0, prompts, CONFIDENCE)[1]
@@ -112,7 +113,7 @@ def interval(
 
 def rate_entry(values: Values) -> dict[str, Any]:
     """A rate with its interval, pairs, prompts and seeds."""
-    lower, upper = interval(values.total.sum(0), values.count.sum(0))
+    lower, upper = interval(values.total, values.count)
     return {
         "value": values.rate,
         "low": lower,
@@ -134,11 +135,10 @@ def contrast(one: Values, other: Values, factor: float = 1.0) -> dict[str, float
     """
     if one.prompts != other.prompts or not np.array_equal(one.count, other.count):
         raise ValueError("values of different prompts or seeds can't be paired")
-    total = (one.total - factor * other.total).sum(0)
-    count = one.count.sum(0)
-    lower, upper = interval(total, count, -factor, 1.0)
+    total = one.total - factor * other.total
+    lower, upper = interval(total, one.count, -factor, 1.0)
     return {
-        "value": float(total.sum() / count.sum()),
+        "value": float(total.sum() / one.count.sum()),
         "low": lower,
         "high": upper,
     }
@@ -196,7 +196,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [
         "# Study",
         "",
-        f"Each cell: mean over seeds and prompts [{CONFIDENCE:.0%} interval over prompts].",
+        f"Each cell: the mean [{CONFIDENCE:.0%} interval over seeds and prompts].",
     ]
     for scenario, methods in report["rates"].items():
         lines += ["", f"## {scenario}", ""]

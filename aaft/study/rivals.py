@@ -183,7 +183,7 @@ class ConstantRecipe(GatedRecipe):
         for i, example in enumerate(window):
             if example.abstention is not None:
                 gates[i] = 1.0
-        return replace(gating, gates=gates)
+        return replace(gating, gates=gates, imitation=1.0 - gates)
 
 
 def betas(offset: torch.Tensor) -> torch.Tensor:

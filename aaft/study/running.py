@@ -49,7 +49,8 @@ class Rows:
 
     examples: Sequence[ScoredExample]
     kinds: Mapping[str, str]
-    """Kind of each row by id."""
+    """Kind of each row by id; ``counterfactual`` for those."""
+    counterfactuals: Sequence[ScoredExample]
     align: Sequence[Example]
     refusals: Sequence[Example]
 
@@ -81,6 +82,7 @@ def trained_cell(
         method,
         given.examples,
         cfg,
+        counterfactuals=given.counterfactuals,
         align=given.align,
         refusals=given.refusals,
         seed=cfg.seed,
@@ -101,8 +103,12 @@ def trained_cell(
             "loss_last": trainer.history[-1]["loss"],
         }
     }
-    rejected = sum(bool(example.reward[0] < ACCEPTED) for example in prepared.examples)
-    if trainer.gates and rejected and not any(row.gate > 0 for row in trainer.gates.values()):
+    # A counterfactual's gate is open whatever the settings: it proves nothing.
+    added = {example.id for example in given.counterfactuals}
+    own = [example for example in prepared.examples if example.id not in added]
+    rejected = sum(bool(example.reward[0] < ACCEPTED) for example in own)
+    opened = any(row.gate > 0 for i, row in trainer.gates.items() if i not in added)
+    if trainer.gates and rejected and not opened:
         raise AaftError(
             f"study: method {method}: {rejected} golds are rejected, yet no gate opened; check "
             "train.gate"

@@ -28,6 +28,7 @@ from aaft.scoring.cache import ScoreCache
 from aaft.scoring.conservative import conservative_responses
 from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
 from aaft.scoring.rollouts import Candidate, draw, tokenize
+from aaft.scoring.stage import drawn_counterfactuals
 from aaft.tuning.abstain import abstains, failed_objective
 from aaft.tuning.examples import Example
 
@@ -138,6 +139,32 @@ def signal(
     return examples
 
 
+def counterfactual_signal(
+    cfg: Config,
+    records: Sequence[Record],
+    start: Path,
+    cache: ScoreCache,
+    panel: Panel,
+    seed: int,
+) -> list[ScoredExample]:
+    """The `signal` of ``score.counterfactuals`` of the records; whatever their kind.
+
+    Args:
+        cfg: as of `signal`.
+        records: rows of a scenario.
+        start: model directory before training.
+        cache: known results, and where new ones go.
+        panel: the judges.
+        seed: which rows, and which passages they get.
+
+    Raises:
+        AaftError: judges that fail.
+    """
+    codec = load_codec(str(start))
+    made = drawn_counterfactuals(cfg, codec, records, panel.works, seed)
+    return signal(cfg, made, start, cache, panel) if made else []
+
+
 def _sample(record: Record, text: str) -> Sample:
     return Sample(bare_prompt(record.prompt, record.context), text, record.context)
 
@@ -164,6 +191,7 @@ def _example(
         abstention=None,
         conservative=None,
         review=False,
+        grounded=record.context is not None,
         declining=declining,
         objectives=objectives,
         false_accept=false_accept,
@@ -201,7 +229,11 @@ def worst(quality: Vector) -> Vector:
 
 
 def with_noise(examples: Sequence[ScoredExample], share: float, seed: int) -> list[ScoredExample]:
-    """Judges that are wrong: ``q`` becomes ``1 - q`` on every objective for a share of answers.
+    """Judges that are wrong about a share of answers: accepted ones are rejected, and vice versa.
+
+    An answer is accepted by its worst objective. So for a rejected one ``q`` becomes ``1 - q``
+    where it is below the bar and stays elsewhere; turned as well, a good score there would keep
+    the answer rejected. For an accepted one all objectives turn.
 
     Candidates and conservative responses are drawn one by one, by a hash of seed, record and
     place: the answers that 10% noise turns are among those of 20%. Doubt stays as it was, for a
@@ -215,15 +247,22 @@ def with_noise(examples: Sequence[ScoredExample], share: float, seed: int) -> li
     noisy = []
     for example in examples:
         turned = [_chance(seed, example.id, str(k)) < share for k in range(len(example.candidates))]
-        quality = np.where(np.array(turned)[:, None], 1.0 - example.quality, example.quality)
+        quality = np.where(np.array(turned)[:, None], inverted(example.quality), example.quality)
         declining = {
-            name: replace(other, quality=1.0 - other.quality)
+            name: replace(other, quality=inverted(other.quality[None])[0])
             if _chance(seed, example.id, name) < share
             else other
             for name, other in example.declining.items()
         }
         noisy.append(decided(replace(example, quality=quality, declining=declining)))
     return noisy
+
+
+def inverted(quality: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``[n, M]`` of a judge that takes rejected answers for accepted ones, and vice versa."""
+    below = quality < ACCEPTED
+    rejected = below.any(axis=1, keepdims=True)
+    return np.where(below | ~rejected, 1.0 - quality, quality)
 
 
 def without_gold(examples: Sequence[ScoredExample]) -> list[ScoredExample]:
@@ -253,6 +292,7 @@ def plain_examples(records: Sequence[Record], codec: Codec) -> list[Example]:
             abstention=None,
             conservative=None,
             review=False,
+            grounded=record.context is not None,
         )
         for record in records
     ]

@@ -1,4 +1,4 @@
-"""The study: methods x scenarios x seeds in one process, cell by cell.
+"""The study: methods x scenarios x seeds, cell by cell.
 
 ``python -m aaft study --preset small --out DIR`` writes ``DIR/start`` (the aligned start),
 ``DIR/cells`` (`aaft.study.cells`), ``trade-off``, ``gates`` and ``poison`` as PNG and SVG,
@@ -10,13 +10,15 @@ byte each time; everything else in it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from aaft.config import Config
@@ -27,7 +29,7 @@ from aaft.judges.fitted import fitted_heads
 from aaft.models import runtime
 from aaft.models.fingerprint import model_digest
 from aaft.models.policy import load_codec, locate_policy
-from aaft.progress import Advance, progress
+from aaft.progress import progress
 from aaft.scoring.cache import open_cache
 from aaft.study import start
 from aaft.study.cells import Cell, cell_digest, code_digest, files_digest
@@ -38,7 +40,15 @@ from aaft.study.methods import Tuning
 from aaft.study.rows import StudyData, load_study_data, of_kind
 from aaft.study.running import Bench, Rows, reference_cell, trained_cell
 from aaft.study.scenarios import SCENARIOS, Scenario, rows
-from aaft.study.signal import Panel, load_panel, plain_examples, signal, with_noise
+from aaft.study.signal import (
+    Panel,
+    counterfactual_signal,
+    load_panel,
+    plain_examples,
+    signal,
+    with_noise,
+)
+from aaft.study.workers import spread
 
 # Settings that change where and how fast something is computed, not what.
 _SPEED = {"cache", "batch_size", "shard_rows", "engine", "workers"}
@@ -85,6 +95,18 @@ class _Task:
     digest: str
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """Makes what a worker computes cells with."""
+
+    cfg: Config
+    study: StudyConfig
+    out: Path
+
+    def __call__(self) -> Callable[[Sequence[str]], Iterator[str]]:
+        return _Study(self.cfg, self.study, self.out).cells
+
+
 class _Study:
     """One run of a study; loads what is needed when a cell first needs it."""
 
@@ -100,50 +122,65 @@ class _Study:
     def run(self) -> dict[str, Any]:
         locate_policy(self._cfg.policy.model)
         (self._out / "report.json").unlink(missing_ok=True)
-        self._device = runtime.prepare(self._cfg.seed)
-        runtime.quiet_transformers()
         tasks = list(self._tasks())
         left = [task for task in tasks if not task.cell.done(task.digest)]
         print(f"study: {len(tasks)} cells, {len(tasks) - len(left)} done already", flush=True)
         with progress("study", len(tasks), "cells") as advance:
             advance(len(tasks) - len(left), reused=True)
-            self._compute(left, advance)
+            for number, said in enumerate(self._compute(left), start=1):
+                print(f"study: {said} ({len(left) - number} left)", flush=True)
+                advance(1)
         return write_report(self._study, self._out)
 
-    def _compute(self, left: list[_Task], advance: Advance) -> None:
-        known: tuple[str, int] | None = None
+    def _compute(self, left: Sequence[_Task]) -> Iterator[str]:
+        """Compute the cells, those that share their rows one after another in one process."""
+        groups = [
+            tuple(task.cell.name for task in tasks)
+            for _, tasks in groupby(left, lambda task: (task.cell.scenario, task.cell.seed))
+        ]
+        workers = min(self._study.workers, len(groups))
+        if workers < 2:
+            return chain.from_iterable(map(self.cells, groups))
+        # Once, here: each worker would fit them.
+        fitted_heads(self._cfg, self._device)
+        return spread(_Worker(self._given, self._study, self._out), groups, workers)
+
+    def cells(self, names: Sequence[str]) -> Iterator[str]:
+        """Compute the cells of one scenario and seed; yield a line about each."""
+        tasks = {task.cell.name: task for task in self._tasks()}
+        device = self._device  # prepared before anything is computed
         given: Rows | None = None
-        for number, task in enumerate(left, start=1):
+        for task in (tasks[name] for name in names):
             cell, cfg = task.cell, self._started(task.scenario.start)
             facts: dict[str, Any] = {}
             if cell.method == REFERENCE:
-                answers = reference_cell(cfg, self._bench, self._device)
+                answers = reference_cell(cfg, self._bench, device)
             else:
-                if given is None or known != (cell.scenario, cell.seed):
-                    given = self._rows(task.scenario, cell.seed, cfg)
-                    known = cell.scenario, cell.seed
+                given = given or self._rows(task.scenario, cell.seed, cfg)
                 answers, facts = trained_cell(
                     cell.method,
                     cfg.model_copy(update={"seed": cell.seed}),
                     given,
                     self._tuning,
                     self._bench,
-                    self._device,
+                    device,
                 )
-            result = cell.save(task.digest, answers, facts)
-            print(f"study: {cell.name}: {_line(result)} ({len(left) - number} left)", flush=True)
-            advance(1)
+            yield f"{cell.name}: {_line(cell.save(task.digest, answers, facts))}"
 
     def _rows(self, scenario: Scenario, seed: int, cfg: Config) -> Rows:
         chosen = rows(scenario, seed, self._data, self._study.rows)
         with open_cache(cfg.score.cache) as cache:
-            examples = signal(cfg, chosen, Path(cfg.policy.model), cache, self._panel)
+            home = Path(cfg.policy.model)
+            examples = signal(cfg, chosen, home, cache, self._panel)
+            swapped = counterfactual_signal(cfg, chosen, home, cache, self._panel, seed)
         if scenario.noise:
             examples = with_noise(examples, scenario.noise, seed)
+            swapped = with_noise(swapped, scenario.noise, seed)
         align, codec = self._data.align, self._bench.codec
         return Rows(
             examples,
-            {row.id: row.kind for row in chosen},
+            {row.id: row.kind for row in chosen} | {e.id: "counterfactual" for e in swapped},
+            swapped,
             plain_examples(align, codec),
             plain_examples(of_kind(align, "refusal"), codec),
         )
@@ -198,7 +235,11 @@ class _Study:
                 model_digest(cfg.judges.probe, None, "judges.probe"),
             ],
             "score": cfg.score.model_dump(mode="json", exclude=_SPEED),
-            "measured": [study.split, study.bench_limit, study.max_new_tokens],
+            "measured": [
+                *(study.split, study.bench_limit, study.max_new_tokens),
+                # Batches change the rounding of an answer (`greedy`).
+                cfg.evaluate.batch_size,
+            ],
         }
 
     def _start_digest(self, name: str) -> str:
@@ -212,6 +253,11 @@ class _Study:
         update = {"model": str(self._aligned), "revision": None}
         policy = self._cfg.policy.model_copy(update=update)
         return self._cfg.model_copy(update={"policy": policy})
+
+    @cached_property
+    def _device(self) -> torch.device:
+        runtime.quiet_transformers()
+        return runtime.prepare(self._cfg.seed)
 
     @cached_property
     def _aligned(self) -> Path:

@@ -42,7 +42,7 @@ from aaft.study.signal import plain_examples
 from aaft.tuning.stage import prepare_model
 from aaft.tuning.trainer import Trainer
 
-EPOCHS = 2
+EPOCHS = 3
 OWN_TOKENS = 64
 """Most tokens of an own answer; its last whole sentence is where it ends."""
 OWN_CHARACTERS = 240
@@ -123,14 +123,20 @@ def _answered(
 def _write(cfg: Config, model: Any, report: dict[str, Any], out: Path) -> None:
     """Put the merged model with its report in place: ``out`` is whole or as it was."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    adapter, made = (out.with_name(f".{out.name}.{part}") for part in ("adapter", "made"))
+    adapter, made, gone = (
+        out.with_name(f".{out.name}.{part}") for part in ("adapter", "made", "gone")
+    )
     try:
         save_adapter(model, adapter)
         merge_adapter(cfg.policy.model, adapter, made, cfg.policy.revision)
         write_json(made / REPORT, report)
-        shutil.rmtree(out, ignore_errors=True)
+        # Moved away first: killed in between, `out` is missing, never half of a model.
+        shutil.rmtree(gone, ignore_errors=True)
+        if out.exists():
+            out.rename(gone)
         made.replace(out)
     finally:
+        shutil.rmtree(gone, ignore_errors=True)
         shutil.rmtree(adapter, ignore_errors=True)
         shutil.rmtree(made, ignore_errors=True)
 
