@@ -12,6 +12,7 @@ import pytest
 from aaft import cli
 from aaft.errors import AaftError
 from aaft.study import stage, start
+from aaft.study.config import METHODS
 from tasks.stages import StageError
 from tasks.study import run_study
 
@@ -50,7 +51,7 @@ def test_the_command_splits_the_studys_settings_from_the_pipelines(monkeypatch) 
     cfg, study, out = seen[0]
     assert cfg.train.epochs == 3
     assert study.seeds == (7,)
-    assert len(study.methods) == 16
+    assert study.methods == METHODS
     assert out == Path("x")
 
 
