@@ -216,7 +216,6 @@ def example(
         abstention=declining if abstains(reward, GOOD, FALSE_ACCEPT) else None,
         conservative=declining if outcome[0] == BAD else None,
         review=False,
-        grounded=record.context is not None,
     )
 
 

@@ -16,7 +16,7 @@ from aaft.config import LoraSettings, ObjectiveSettings, TrainConfig
 from aaft.models.packed import PackedRow, branch_logprobs, pack
 from aaft.tuning.anchor import anchor_coefficients
 from aaft.tuning.examples import Example
-from aaft.tuning.recovery import openings, recovery_prefixes
+from aaft.tuning.recovery import recovery_prefixes
 from aaft.tuning.stage import add_lora
 from aaft.tuning.trainer import Trainer
 from tests import tiny
@@ -48,55 +48,6 @@ def test_every_length_is_as_likely() -> None:
     share = 2 / longest
     slack = 4 * math.sqrt(visits * share * (1 - share))  # four standard deviations
     assert all(n == pytest.approx(visits * share, abs=slack) for n in lengths.values())
-
-
-openings_of = st.lists(
-    st.lists(st.integers(200, 299), min_size=1, max_size=9).map(tuple), min_size=1
-)
-
-
-@given(st.text(), golds, openings_of, st.integers(1, 20), st.integers(0, 6))
-def test_half_of_the_prefixes_begin_what_is_said_to_harmless_requests(
-    name, gold, borrowed, longest, count
-) -> None:
-    prefixes = recovery_prefixes(name, gold, 0, 3, longest=longest, count=count, borrowed=borrowed)
-    assert len(prefixes) == len(set(prefixes)) <= count
-    own = [prefix for prefix in prefixes if prefix[0] < 200]
-    foreign = prefixes[len(own) :]
-    half = -(-count // 2)
-    assert own == recovery_prefixes(name, gold, 0, 3, longest=longest, count=half)
-    assert len(foreign) <= count // 2
-    assert bool(foreign) == (count > 1)
-    for prefix in foreign:
-        assert 1 <= len(prefix) <= longest
-        assert any(prefix == opening[: len(prefix)] for opening in borrowed)
-
-
-def donor(number: int, reward: list[float], grounded: bool = False) -> Example:
-    return Example(
-        id=f"d{number}",
-        prompt=[1],
-        candidates=[[number, k, END] for k in range(len(reward))],
-        quality=np.array([[r] for r in reward]),
-        uncertainty=np.zeros((len(reward), 1)),
-        logprob=np.zeros(len(reward)),
-        reward=np.array(reward),
-        abstention=None,
-        conservative=None,
-        review=False,
-        grounded=grounded,
-    )
-
-
-def test_openings_are_accepted_rollouts_of_accepted_records_without_a_passage() -> None:
-    examples = [
-        donor(10, [0.9, 0.9, 0.2]),
-        donor(11, [0.9, 0.5, math.nan]),
-        donor(12, [0.2, 0.9, 0.9]),
-        donor(13, [math.nan, 0.9, 0.9]),
-        donor(14, [0.9, 0.9, 0.9], grounded=True),
-    ]
-    assert openings(examples) == [(10, 1), (11, 1)]
 
 
 @pytest.mark.parametrize(("epoch", "seed"), [(1, 0), (0, 1)])

@@ -191,7 +191,6 @@ def _example(
         abstention=None,
         conservative=None,
         review=False,
-        grounded=record.context is not None,
         declining=declining,
         objectives=objectives,
         false_accept=false_accept,
@@ -292,7 +291,6 @@ def plain_examples(records: Sequence[Record], codec: Codec) -> list[Example]:
             abstention=None,
             conservative=None,
             review=False,
-            grounded=record.context is not None,
         )
         for record in records
     ]

@@ -41,8 +41,6 @@ class Example:
     """Accepted conservative response to recover with where the gold is rejected, or None."""
     review: bool
     """Misaligned throughout on an objective without conservative responses: for a person."""
-    grounded: bool = False
-    """Whether its answer must rest on a passage in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,6 @@ def load_examples(
                 abstention=answer if declines else None,
                 conservative=answer if recovers else None,
                 review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
-                grounded=record.context is not None,
             )
         )
     return examples

@@ -114,7 +114,6 @@ class GatedRecipe(SupervisedRecipe):
                 trainer.seed,
                 longest=cfg.recovery_tokens,
                 count=cfg.recoveries,
-                borrowed=trainer.openings,
             )
             for example in window
         ]

@@ -21,7 +21,6 @@ from aaft.tuning.history import PARTS, GateRow, Losses, gate_rows, history_row
 from aaft.tuning.objective import Term, term_rows
 from aaft.tuning.ranks import Ranks
 from aaft.tuning.recipe import Recipe, recipe_for
-from aaft.tuning.recovery import openings
 
 Rows = Mapping[Key, tuple[PackedRow, list[Term]]]
 
@@ -51,7 +50,6 @@ class Trainer:
         self.history: list[dict[str, float | int]] = []
         self.gates: dict[str, GateRow] = {}
         self.timing: list[dict[str, float | int]] = []
-        self.openings = openings(examples)
         self._examples = examples
         self._recipe = recipe or recipe_for(cfg)
         self._checkpoints = checkpoints
