@@ -173,6 +173,13 @@ def test_other_inputs_or_code_make_another_run(fresh: Path, monkeypatch) -> None
     assert digest.run_digest(cfg, paths) != before
 
 
+def test_an_input_that_is_missing_is_named_with_the_stage_that_makes_it(fresh: Path) -> None:
+    (fresh.parent / "build/score/counterfactuals.jsonl").unlink()
+    cfg = load_config(fresh, ["train.method=sft"])
+    with pytest.raises(AaftError, match=r"counterfactuals\.jsonl: no such file; run aaft score"):
+        stage.run(cfg, Paths(fresh.parent / "build"))
+
+
 def test_checkpoints_go_when_the_report_is_written(whole: Path) -> None:
     out = whole.parent / "build/train"
     assert (out / "report.json").is_file()

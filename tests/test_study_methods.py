@@ -14,9 +14,10 @@ from aaft.config import Config, LoraSettings
 from aaft.errors import AaftError
 from aaft.study.config import METHODS as NAMES
 from aaft.study.methods import METHODS, Prepared, Tuning, cost, prepare, rows_budget
-from aaft.study.rivals import mean_gate
+from aaft.study.rivals import ConstantRecipe, mean_gate
 from aaft.study.signal import Declining, ScoredExample, decided
 from aaft.tuning.examples import Example
+from aaft.tuning.recipe import GatedRecipe
 from aaft.tuning.stage import add_lora
 from aaft.tuning.trainer import Trainer
 from tests import tiny
@@ -269,6 +270,16 @@ def test_the_constant_gate_is_the_mean_of_the_usual_ones_at_the_start() -> None:
     for example in EXAMPLES:
         want = 1.0 if example.abstention is not None else constant
         assert gates[example.id].gate == pytest.approx(want)
+
+
+def test_the_constant_gate_changes_no_golds_imitation() -> None:
+    trainer = trained(made("aaft-constant"))
+    constant, usual = (
+        recipe.measure(trainer, EXAMPLES)
+        for recipe in (ConstantRecipe(CFG.train, 0.4), GatedRecipe(CFG.train))
+    )
+    assert constant.imitation.tolist() == usual.imitation.tolist()
+    assert constant.gates.tolist() != usual.gates.tolist()
 
 
 def test_an_unscored_record_stays_ungated_under_a_constant_gate() -> None:

@@ -121,6 +121,26 @@ def test_a_start_that_fails_half_way_leaves_the_earlier_one(project, tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "start"]
 
 
+def test_a_start_that_cannot_take_its_place_leaves_the_earlier_one(
+    project, tmp_path, monkeypatch
+) -> None:
+    out = tmp_path / "start"
+    start.run(copy_of(project, tmp_path), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    replace = Path.replace
+
+    def denied(self: Path, target: Path) -> Path:
+        if Path(target) == out:
+            raise PermissionError("denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", denied)
+    with pytest.raises(PermissionError):
+        start.run(copy_of(project, tmp_path, ROWS[:3]), out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "start"]
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "report.json"])
 def test_a_folder_of_somebody_elses_is_not_replaced(project, tmp_path, name) -> None:
     other = tmp_path / "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -77,3 +78,11 @@ def config_file(name: str, revision: str | None, key: str) -> Path:
         raise AaftError(
             f"{key}: {name} could not be loaded ({reason}); name a model directory or hub id"
         ) from None
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a model's outputs and training depend on."""
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "transformers", "peft", "tokenizers")
+    }

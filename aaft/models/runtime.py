@@ -48,6 +48,11 @@ def _threads() -> int:
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdecimal() and int(said):
         return int(said)
+    return cores()
+
+
+def cores() -> int:
+    """Cores that this process may use; 4 where the system doesn't say."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 4
 
 

@@ -119,6 +119,7 @@ def files_digest(folders: Iterable[Path]) -> str:
 def code_digest() -> str:
     """Digest of the modules that shape a cell."""
     home = Path(aaft.__file__).parent
-    files = [path for package in _PACKAGES for path in sorted((home / package).glob("*.py"))]
+    files = [home / "config.py"]
+    files += [path for package in _PACKAGES for path in sorted((home / package).glob("*.py"))]
     files += [home / "study" / f"{name}.py" for name in _STUDY]
     return text_digest(json.dumps([[str(p.relative_to(home)), file_digest(p)] for p in files]))

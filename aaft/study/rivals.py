@@ -34,7 +34,7 @@ from aaft.data.text import ranked
 from aaft.errors import AaftError
 from aaft.models.packed import PackedBatch, label_logits, token_logprobs
 from aaft.tuning.examples import Example, stack
-from aaft.tuning.gate import gate
+from aaft.tuning.gate import gate, imitation
 from aaft.tuning.objective import Term, supervised_terms
 from aaft.tuning.recipe import GatedRecipe, Gating, Plan, SupervisedRecipe
 from aaft.tuning.trainer import Trainer
@@ -173,17 +173,19 @@ class ConstantRecipe(GatedRecipe):
         super().__init__(
             train.model_copy(update={"gate": train.gate.model_copy(update={"low": 0.0})})
         )
-        self._constant = constant
+        self._constant, self._usual = constant, train.gate
 
     def measure(self, trainer: Trainer, window: Sequence[Example]) -> Gating:
-        """As usual, with the gates replaced."""
+        """As usual, with the gates replaced; golds are imitated as under the usual gate."""
         gating = super().measure(trainer, window)
         gates = gating.gates.clone().fill_(self._constant)
         gates[gating.standing.value.isnan()] = 0.0
+        scores = gating.scores
+        imitated = imitation(scores.quality, scores.uncertainty, self._usual)
         for i, example in enumerate(window):
             if example.abstention is not None:
-                gates[i] = 1.0
-        return replace(gating, gates=gates, imitation=1.0 - gates)
+                gates[i], imitated[i] = 1.0, 0.0
+        return replace(gating, gates=gates, imitation=imitated)
 
 
 def betas(offset: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.features import Encoders
 from aaft.judges.fitted import fitted_heads
 from aaft.models import runtime
-from aaft.models.fingerprint import model_digest
+from aaft.models.fingerprint import library_versions, model_digest
 from aaft.models.policy import load_codec, locate_policy
 from aaft.progress import progress
 from aaft.scoring.cache import open_cache
@@ -141,8 +141,10 @@ class _Study:
         workers = min(self._study.workers, len(groups))
         if workers < 2:
             return chain.from_iterable(map(self.cells, groups))
-        # Once, here: each worker would fit them.
+        # Once, here: each worker would fit the heads, and two can't make one database.
         fitted_heads(self._cfg, self._device)
+        with open_cache(self._cfg.score.cache):
+            pass
         return spread(_Worker(self._given, self._study, self._out), groups, workers)
 
     def cells(self, names: Sequence[str]) -> Iterator[str]:
@@ -219,6 +221,7 @@ class _Study:
         cfg, study = self._cfg, self._study
         return {
             "code": code_digest(),
+            "packages": library_versions(),
             "data": files_digest(
                 {
                     Path(cfg.data.train).parent,

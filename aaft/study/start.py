@@ -10,7 +10,6 @@ is near a benchmark prompt.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import shutil
 from collections import Counter
@@ -27,7 +26,7 @@ from aaft.data.text import shorten
 from aaft.errors import AaftError
 from aaft.io import file_digest, read_json, text_digest, write_json
 from aaft.models import runtime
-from aaft.models.fingerprint import model_digest
+from aaft.models.fingerprint import library_versions, model_digest
 from aaft.models.generate import greedy
 from aaft.models.policy import (
     Codec,
@@ -48,8 +47,10 @@ OWN_TOKENS = 64
 OWN_CHARACTERS = 240
 REPORT = "report.json"
 
-_CODE = ("data/records.py", "models/*.py", "study/start.py", "tuning/*.py")
-_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
+_CODE = (
+    *("config.py", "data/records.py", "data/text.py", "models/*.py", "tuning/*.py"),
+    *("study/rows.py", "study/signal.py", "study/start.py"),
+)
 
 
 def run(cfg: Config, out: Path) -> dict[str, Any]:
@@ -134,7 +135,12 @@ def _write(cfg: Config, model: Any, report: dict[str, Any], out: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         if out.exists():
             out.rename(gone)
-        made.replace(out)
+        try:
+            made.replace(out)
+        except OSError:
+            if gone.exists():
+                gone.rename(out)
+            raise
     finally:
         shutil.rmtree(gone, ignore_errors=True)
         shutil.rmtree(adapter, ignore_errors=True)
@@ -147,6 +153,8 @@ def _inputs(cfg: Config, train: TrainConfig) -> str:
     code = sorted(path for pattern in _CODE for path in package.glob(pattern))
     parts = {
         "seed": cfg.seed,
+        # Batches change the rounding of an own answer (`greedy`).
+        "batch_size": cfg.evaluate.batch_size,
         "train": train.model_dump(mode="json", exclude={"checkpoint_steps", "gate", "objective"}),
         "policy": model_digest(cfg.policy.model, cfg.policy.revision, "policy.model"),
         "rows": [
@@ -154,7 +162,7 @@ def _inputs(cfg: Config, train: TrainConfig) -> str:
             for name in ("align.jsonl", "own.jsonl")
         ],
         "code": {path.relative_to(package).as_posix(): file_digest(path) for path in code},
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": library_versions(),
     }
     return text_digest(json.dumps(parts, sort_keys=True))
 

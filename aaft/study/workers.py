@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aaft.errors import AaftError
+from aaft.models.runtime import cores
 
 T = TypeVar("T")
 Work = Callable[[T], Iterator[str]]
@@ -44,7 +45,7 @@ def spread(make: Callable[[], Work[T]], items: Sequence[T], workers: int) -> Ite
         todo.put(item)
     for _ in range(workers):
         todo.put(None)
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, cores() // workers)
     processes = [
         context.Process(target=_serve, args=(make, todo, said, threads)) for _ in range(workers)
     ]
@@ -54,8 +55,11 @@ def spread(make: Callable[[], Work[T]], items: Sequence[T], workers: int) -> Ite
         yield from _listen(processes, said)
     finally:
         for process in processes:
-            process.kill()
-            process.join()
+            if process.pid is not None:  # None: it was never started
+                process.kill()
+                process.join()
+        # Items that nobody took must not keep this process waiting at its end.
+        todo.cancel_join_thread()
 
 
 def _listen(processes: Sequence[SpawnProcess], said: Any) -> Iterator[str]:
