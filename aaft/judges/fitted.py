@@ -26,7 +26,6 @@ def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
     """
     from aaft.judges.embedded import code_digest, fit
     from aaft.judges.features import Encoders
-    from aaft.models import runtime
 
     encoders = Encoders.load(cfg.judges, device)
     try:
@@ -40,6 +39,8 @@ def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
     )
     if folder.is_dir():
         return folder
+    from aaft.models import runtime  # with torch, which known heads don't need
+
     rows = read_labelled(cfg.data.judge)
     print("judges: fitting the embedded heads", flush=True)
     # The folder's name does not say who fits: everybody must do it with the same kernels.
