@@ -101,14 +101,12 @@ def prefill(
     padded = shared + width(max(map(len, prompts)) - shared, _MULTIPLE)
     ids = torch.zeros(len(prompts), padded, dtype=torch.long)
     mask = torch.zeros_like(ids)
+    ids[:, :shared] = torch.tensor(prompts[0][:shared])
+    mask[:, :shared] = 1
     for row, prompt in enumerate(prompts):
         own = padded - (len(prompt) - shared)
-        for columns, part in (
-            (slice(shared), prompt[:shared]),
-            (slice(own, None), prompt[shared:]),
-        ):
-            ids[row, columns] = torch.tensor(part, dtype=torch.long)
-            mask[row, columns] = 1
+        ids[row, own:] = torch.tensor(prompt[shared:])
+        mask[row, own:] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = None

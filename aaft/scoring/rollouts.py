@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
@@ -15,9 +15,8 @@ from aaft.models.fingerprint import model_digest
 from aaft.models.generate import Completion, complete, prefill, prompt_batches, response_logprobs
 from aaft.models.policy import Codec, load_codec, load_policy
 from aaft.scoring.cache import ScoreCache
+from aaft.scoring.counterfactual import AnyRecord
 from aaft.scoring.engine import content_key, fill, read
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(frozen=True)
