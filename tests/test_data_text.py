@@ -29,6 +29,9 @@ WORDS = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "eps"]), ma
         ('He said "No." Then left.', 14, 'He said "No."'),
         ("version 3.5 is out now", 12, ""),
         ("no end at all in here", 10, ""),
+        ("Right away. The steps:\n\n1. Take some of it", 30, "Right away."),
+        ("The steps:\n\n**2. Take some of it", 18, ""),
+        ("It began in 1999. Then it went on", 20, "It began in 1999."),
     ],
 )
 def test_shorten_keeps_whole_sentences_within_the_limit(text, limit, expected):

@@ -11,6 +11,7 @@ Row = TypeVar("Row")
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+_LIST_MARKER = re.compile(r"(?:^|\n)\W*\d{1,3}\.$")
 _REFUSAL = re.compile(
     r"\b(i(?:'m| am) (?:sorry|unable|not able)|i (?:can(?:no|')t|can not|won't|will not|refuse)"
     r"|as an ai|i apologi[sz]e|i must decline|not (?:able|willing) to (?:help|assist|provide)"
@@ -58,13 +59,14 @@ def unique(rows: Iterable[Row], key: Callable[[Row], str]) -> list[Row]:
 def shorten(text: str, limit: int) -> str:
     """The longest run of whole sentences from the start within ``limit`` characters.
 
-    Empty when the first sentence alone is longer.
+    Empty when the first sentence alone is longer. The number that begins an item of a list ends no
+    sentence: a model that learns from "the steps: 1." learns to stop there.
     """
     text = text.strip()
     if len(text) <= limit:
         return text
     ends = [found.end() for found in _SENTENCE_END.finditer(text[: limit + 1])]
-    whole = [end for end in ends if end <= limit]
+    whole = [end for end in ends if end <= limit and not _LIST_MARKER.search(text[:end])]
     return text[: whole[-1]] if whole else ""
 
 
