@@ -111,6 +111,9 @@ def test_abstention_is_recognised(text, want) -> None:
         ("Delhi", False),
         ("no no no no no no no no no no no no no no no no", True),
         ("one two three four " * 6, True),
+        ("1. 1. 1. 2. 3. 4.", True),
+        ("1912-1914", False),
+        ("1. 2. 3. 4. 5. Delhi", False),
         ("A plain sentence of more than a dozen words that never says anything twice over.", False),
     ],
 )

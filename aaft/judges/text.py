@@ -64,9 +64,14 @@ def normalize_answer(text: str) -> str:
 
 
 def is_degenerate(response: str) -> bool:
-    """Empty, or stuck: a 4-gram that fills most of a longer answer, or one word over and over."""
+    """Empty, or stuck: a 4-gram that fills most of a longer answer, or one word over and over.
+
+    Six numbers or more without a letter among them ("1. 1. 1. 2. 3. 4.") say nothing either.
+    """
     tokens = response.split()
     if not any(character.isalnum() for character in response):
+        return True
+    if len(tokens) >= 6 and not any(character.isalpha() for character in response):
         return True
     if len(tokens) < 12:
         return False
