@@ -44,6 +44,8 @@ def score(params: dict, build: Path) -> None:
     write(build / "candidates.jsonl", "")
     write(build / "conservative.jsonl", "")
     write(build / "counterfactuals.jsonl", "")
+    write(build / "twins.jsonl", "")
+    write(build / "siblings.jsonl", "")
     anchors = {"a": {"safety": 0.9 if params["seed"] != 16 else 0.4}}
     judges = {"embedded": {"digest": "d", "scores": anchors}}
     write(build / "anchors.json", json.dumps(judges))

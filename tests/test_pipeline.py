@@ -16,7 +16,7 @@ from aaft.bench import stage as bench_stage
 from aaft.config import Config, Paths, load_config
 from aaft.data import stage as data_stage
 from aaft.data.prompts import grounded_prompt
-from aaft.data.records import read_clean
+from aaft.data.records import Record, read_clean
 from aaft.errors import AaftError
 from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.promotion import stage as promotion_stage
@@ -32,6 +32,7 @@ STAGES: tuple[Callable[[Config, Paths], dict[str, Any]], ...] = (
     bench_stage.run,
     promotion_stage.run,
 )
+KIN = ("twins", "siblings")
 METRICS = {
     "harmful_rate",
     "harmful_rate_prefill",
@@ -164,9 +165,17 @@ def test_every_stage_writes_what_the_next_one_and_a_reader_need(built: Paths) ->
     assert set(verdict["metrics"]) == METRICS
 
 
+def kin(built: Paths) -> list[Record]:
+    """Twins and siblings; the tiny policy seldom ends one."""
+    found = {name: read_clean(built.stage("score") / f"{name}.jsonl", "score") for name in KIN}
+    report = read_json(built.report("score"))
+    assert {name: report[name] for name in KIN} == {name: len(own) for name, own in found.items()}
+    return [record for own in found.values() for record in own]
+
+
 def test_the_alignment_table_has_a_row_for_each_record_and_candidate(built: Paths) -> None:
     table = pd.read_parquet(built.stage("score") / "alignment.parquet")
-    assert len(table) == (8 + 4) * 3
+    assert len(table) == (8 + 4 + len(kin(built))) * 3
     assert {"safety", "comply", "grounding", "uncertainty", "r", "logprob"} <= set(table.columns)
     assert table.groupby("id").size().eq(3).all()
     assert (table["logprob"] < 0).all()
@@ -182,7 +191,7 @@ def test_grounded_records_are_scored_with_a_foreign_passage_too(built: Paths) ->
         assert record.context in record.prompt
     report = read_json(built.report("score"))
     assert (report["records"], report["counterfactuals"]) == (8, 4)
-    assert report["candidates"] == 12 * 3
+    assert report["candidates"] == (12 + len(kin(built))) * 3
     table = pd.read_parquet(built.stage("score") / "alignment.parquet")
     of_records = table[table["id"].isin(own)]
     for name, figures in report["objectives"].items():
@@ -204,6 +213,7 @@ def test_a_rerun_reproduces_scores_and_training_byte_for_byte(
 ) -> None:
     again = run_all(params, tmp_path)
     names = ["alignment.parquet", "candidates.jsonl", "counterfactuals.jsonl"]
+    names += ["twins.jsonl", "siblings.jsonl"]
     names = [f"score/{name}" for name in names]
     names += [
         str(path.relative_to(built.build))

@@ -80,14 +80,28 @@ SWAPPED = [
 ]
 
 
+TWINS = [scored(80 + i, [0.9, 0.9, 0.9], accepted=0.1) for i in range(2)]
+TWINS += [scored(84, [0.2, 0.9, 0.9], accepted=0.1), scored(85, [0.9, 0.9, 0.9], accepted=0.9)]
+SIBLINGS = [*(scored(90 + i, [0.1, 0.2, 0.3]) for i in range(2)), scored(94, [0.9, 0.9, 0.9])]
+KIN = {"twins": TWINS, "siblings": SIBLINGS}
+
+
 def made(
-    method: str, examples=EXAMPLES, align=ALIGN, counterfactuals=(), **tuning: float
+    method: str,
+    examples=EXAMPLES,
+    align=ALIGN,
+    counterfactuals=(),
+    twins=(),
+    siblings=(),
+    **tuning: float,
 ) -> Prepared:
     return prepare(
         method,
         examples,
         CFG,
         counterfactuals=counterfactuals,
+        twins=twins,
+        siblings=siblings,
         align=align,
         refusals=align[:3],
         seed=0,
@@ -201,15 +215,16 @@ def test_lisa_takes_as_many_steps_as_sft() -> None:
     assert len(trained(made("lisa")).history) == len(trained(made("sft")).history)
 
 
-WITHOUT = ("aaft-nogold", "aaft-noabstain", "aaft-nocounterfactual")
+WITHOUT = ("aaft-nogold", "aaft-noabstain")
+MANY = [*EXAMPLES, *(scored(100 + i, [0.97, 0.98, 0.6]) for i in range(60))]
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "reference"])
 def test_gated_methods_alone_learn_from_counterfactuals_within_the_same_budget(method) -> None:
-    examples = [*EXAMPLES, *(scored(100 + i, [0.97, 0.98, 0.6]) for i in range(60))]
+    examples = MANY
     prepared = made(method, examples, counterfactuals=SWAPPED)
     swapped = {e.id: e for e in prepared.examples if e.id in {e.id for e in SWAPPED}}
-    if not method.startswith("aaft") or method in WITHOUT:
+    if not method.startswith("aaft") or method in (*WITHOUT, "aaft-nocounterfactual"):
         plain = made(method, examples)
         assert [e.id for e in prepared.examples] == [e.id for e in plain.examples]
         assert not swapped
@@ -221,6 +236,25 @@ def test_gated_methods_alone_learn_from_counterfactuals_within_the_same_budget(m
     assert len({e.id for e in prepared.examples}) == len(prepared.examples)
     longest = max(map(cost, [*examples, *SWAPPED]))
     assert abs(spent(prepared) - sum(map(cost, examples))) <= longest / 2 + 1
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "reference"])
+def test_gated_methods_alone_learn_from_kin_within_the_same_budget(method) -> None:
+    prepared = made(method, MANY, **KIN)
+    names = {e.id for e in [*TWINS, *SIBLINGS]}
+    kin = {e.id: e.role for e in prepared.examples if e.id in names}
+    wanted = {"r80": "anchor", "r81": "anchor", "r90": "sibling", "r91": "sibling"}
+    if not method.startswith("aaft") or method in WITHOUT:
+        wanted = {}
+    if method == "aaft-noanchor":
+        wanted = {name: role for name, role in wanted.items() if role != "anchor"}
+    if method == "aaft-nosibling":
+        wanted = {name: role for name, role in wanted.items() if role != "sibling"}
+    assert kin.items() <= wanted.items()
+    assert bool(kin) is bool(wanted)
+    if wanted:
+        longest = max(map(cost, MANY))
+        assert abs(spent(prepared) - sum(map(cost, MANY))) <= longest / 2 + 1
 
 
 def test_without_counterfactuals_that_abstain_rows_stay_as_they_are() -> None:
@@ -235,7 +269,6 @@ def test_ablations_switch_off_one_part_each() -> None:
     base = made("aaft").train
     assert made("aaft-static").train.gate == base.gate.model_copy(update={"eta": 0.0})
     assert objective("aaft-norecovery") == base.objective.model_copy(update={"recoveries": 0})
-    assert objective("aaft-noanchor") == base.objective.model_copy(update={"beta_anchor": 0.0})
     naive = objective("aaft-naive")
     assert (naive.beta_n, naive.trust) == (0.0, math.inf)
     for method in ("aaft-noabstain", "aaft-nogold"):
@@ -248,7 +281,7 @@ def test_ablations_switch_off_one_part_each() -> None:
 
 def parts(method: str) -> set[str]:
     """Parts of the loss that are ever present, with gates that open."""
-    history = trained(made(method)).history
+    history = trained(made(method, MANY, **KIN)).history
     names = ("sft", "pg", "abstain", "recovery", "anchor")
     return {name for name in names if any(step[name] for step in history)}
 

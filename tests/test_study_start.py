@@ -47,7 +47,8 @@ def config(root: Path, **train) -> Config:
         {
             "data": {"bench": root / "data/bench"},
             "policy": {"model": str(root / "policy")},
-            "train": {"rows_per_step": 2, "lora": {"r": 2, "alpha": 4}} | train,
+            "train": {"rows_per_step": 10, "learning_rate": 1e-2, "lora": {"r": 2, "alpha": 4}}
+            | train,
         }
     )
 
@@ -60,8 +61,10 @@ def out(project) -> Path:
 
 def test_it_is_a_model_that_learned_and_a_report(project, out) -> None:
     report = read_json(out / "report.json")
-    assert report["rows"] == {"benign": 2, "grounded": 1, "own": 2, "refusal": 2}
-    assert report["steps"] == start.EPOCHS * 4
+    # The tiny policy ends no request, so it makes no twins.
+    rows = {"benign": 2, "grounded": 1, "own": 2, "refusal": 2, "begun": 2, "twin": 0}
+    assert report["rows"] == rows
+    assert report["steps"] == start.EPOCHS
     assert report["loss_last"] < report["loss_first"]
     before, after = (
         load_policy(str(folder), torch.device("cpu"), torch.bfloat16)
@@ -100,7 +103,8 @@ def test_other_rows_make_another_start_in_its_place(project, tmp_path) -> None:
     start.run(copy_of(project, tmp_path), tmp_path / "start")
     first = (tmp_path / "start/model.safetensors").read_bytes()
     report = start.run(copy_of(project, tmp_path, ROWS[:3]), tmp_path / "start")
-    assert report["rows"] == {"benign": 1, "own": 2, "refusal": 2}
+    rows = {"benign": 1, "own": 2, "refusal": 2, "begun": 2, "twin": 0}
+    assert report["rows"] == rows
     assert (tmp_path / "start/model.safetensors").read_bytes() != first
 
 

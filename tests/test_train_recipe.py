@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ from tests.test_tuning_trainer import example, same_bits
 
 
 def mixed(count: int = 12) -> list:
-    """Closed gates, open gates, an abstaining record and one that recovers."""
+    """Closed gates, open gates, an abstaining record, one that recovers and an anchor."""
     made = [example(i, [0.1, 0.9] if i % 2 else [0.99, 0.98]) for i in range(count - 2)]
     made.append(example(count - 2, [0.05, 0.1], abstention=[7, 8, 0], conservative=[7, 8, 0]))
     made.append(example(count - 1, [0.2, 0.9], conservative=[9, 9, 0]))
+    made[0] = replace(made[0], role="anchor")
     return made
 
 
@@ -176,6 +178,20 @@ def test_the_history_adds_up() -> None:
         assert 1 <= row["ess"] <= 2
         assert 0 <= row["clip_ratio"] <= 1
         assert 0 <= row["clip_trust"] <= 1
+
+
+def test_an_abstaining_records_answers_are_neither_pushed_nor_computed(monkeypatch) -> None:
+    examples = [example(0, [0.05, 0.9], abstention=[7, 8, 0]), example(1, [0.1, 0.9])]
+    made = trainer(examples, rows_per_step=2)
+    asked = []
+    logprobs = made.logprobs
+    monkeypatch.setattr(made, "logprobs", lambda rows: asked.append(set(rows)) or logprobs(rows))
+    plan = GatedRecipe(TrainConfig()).plan(made, examples, 0)
+    assert asked == [{1}]
+    assert plan.gating is not None
+    assert plan.gating.gates[0] == 1
+    assert [set(term.parts) for term in plan.terms if term.example == 0] == [{"abstain"}]
+    assert any("pg" in term.parts for term in plan.terms if term.example == 1)
 
 
 def test_candidate_numbers_are_absent_where_no_gate_is_open() -> None:

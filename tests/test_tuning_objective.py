@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def windows(draw, most=3):
     for i in range(size):
         quality = [[draw(maybe) for _ in range(m_all)] for _ in range(k_all)]
         candidates = [draw(tokens) for _ in range(k_all)]
-        kind = draw(st.sampled_from(["plain", "recovers", "abstains"]))
+        kind = draw(st.sampled_from(["plain", "recovers", "abstains", "anchor"]))
         declining = [*draw(tokens), 0]
         with np.errstate(all="ignore"):
             reward = np.fmin.reduce(np.array(quality), axis=1)
@@ -49,16 +50,24 @@ def windows(draw, most=3):
                 logprob=np.zeros(k_all),
                 reward=reward,
                 abstention=declining if kind == "abstains" else None,
-                conservative=None if kind == "plain" else declining,
+                conservative=declining if kind in ("recovers", "abstains") else None,
                 review=False,
+                role="anchor" if kind == "anchor" else "record",
             )
         )
-        gates.append(1.0 if kind == "abstains" else draw(st.one_of(unit, st.just(0.0))))
+        gate = 1.0 if kind == "abstains" else draw(st.one_of(unit, st.just(0.0)))
+        gates.append(0.0 if kind == "anchor" else gate)
         ratios.append([draw(st.floats(-9, 3)) for _ in range(k_all)])
         cuts = draw(st.sets(st.integers(1, len(candidates[0])), max_size=2))
         prefixes.append([tuple(candidates[0][:c]) for c in sorted(cuts) if c < len(candidates[0])])
     weights = torch.softmax(3.0 * f64(ratios).clamp(-1, 1), dim=1).tolist()
     return examples, gates, weights, ratios, prefixes
+
+
+def imitation(examples, gates) -> list[float]:
+    """Any weights will do; these are 0 where there is nothing to imitate."""
+    pairs = zip(examples, gates, strict=True)
+    return [0.0 if e.abstention or e.role == "anchor" else 1 - g for e, g in pairs]
 
 
 def f64(values) -> torch.Tensor:
@@ -71,7 +80,7 @@ def plan(window, cfg):
         examples,
         stack(examples),
         f64(gates),
-        f64([0.0 if e.abstention else 1 - g for e, g in zip(examples, gates, strict=True)]),
+        f64(imitation(examples, gates)),
         f64(weights),
         f64(ratios),
         cfg,
@@ -118,7 +127,7 @@ def slow_loss(window, cfg) -> float:
     size = len(examples)
     ungated = 0
     for e, g in zip(examples, gates, strict=True):
-        if e.abstention is None and g < 1:
+        if e.abstention is None and e.role == "record" and g < 1:
             ungated += len(e.candidates[0])
     loss = 0.0
     for i, (e, g) in enumerate(zip(examples, gates, strict=True)):
@@ -126,18 +135,15 @@ def slow_loss(window, cfg) -> float:
         def nll(response, prefix=(), e=e) -> float:
             return made_up_nll(e, prefix, response)
 
-        if e.abstention is None and g < 1:
+        if e.role == "anchor":
+            loss += cfg.beta_anchor * nll(e.candidates[0]) / len(e.candidates[0]) / size
+        elif e.abstention is None and g < 1:
             loss += (1 - g) * nll(e.candidates[0]) / ungated
         count = len(e.candidates)
         for k, response in enumerate(e.candidates):
             length = len(response)
             phi = slow_push(e.quality.tolist(), weights[i], k, ratios[i][k], length, cfg)
             loss += cfg.lambda_pg * g * phi * nll(response) / length / count / size
-        known = [r for r in e.reward[1:].tolist() if not math.isnan(r)]
-        if e.abstention is None and known and sum(known) / len(known) >= 0.5:
-            for response in e.candidates[1:]:
-                share = cfg.beta_anchor * g / (size * (count - 1) * len(response))
-                loss += share * nll(response)
         for prefix in prefixes[i] if e.conservative is not None else []:
             value = nll(e.conservative, prefix) / len(e.conservative)
             loss += cfg.lambda_recovery * value / len(prefixes[i]) / size
@@ -171,15 +177,14 @@ def test_without_rollouts_only_golds_and_conservative_responses_have_terms(windo
     examples = window[0]
     for term in plan(window, CFG):
         e = examples[term.example]
-        assert "anchor" not in term.parts
         assert term.response in (e.candidates[0], e.conservative)
 
 
 @settings(max_examples=40)
 @given(windows())
 def test_with_lambdas_and_beta_zero_it_is_gate_weighted_sft(window) -> None:
-    examples, gates, *_ = window
-    weights = [0.0 if e.abstention else 1 - g for e, g in zip(examples, gates, strict=True)]
+    weights = imitation(*window[:2])
+    examples = window[0]
     cfg = ObjectiveSettings(lambda_pg=0.0, lambda_abstain=0.0, lambda_recovery=0.0, beta_anchor=0.0)
     assert plan(window, cfg) == supervised_terms(examples, weights)
 
@@ -188,7 +193,8 @@ def test_with_lambdas_and_beta_zero_it_is_gate_weighted_sft(window) -> None:
 @given(windows())
 def test_closed_gates_leave_exactly_the_terms_of_plain_sft(window) -> None:
     examples, gates, weights, ratios, prefixes = window
-    plain = [Example(**{**vars(e), "abstention": None, "conservative": None}) for e in examples]
+    nothing = {"abstention": None, "conservative": None, "role": "record"}
+    plain = [Example(**{**vars(e), **nothing}) for e in examples]
     closed = (plain, [0.0] * len(gates), weights, ratios, prefixes)
     assert plan(closed, CFG) == supervised_terms(plain, [1.0] * len(plain))
 
@@ -229,7 +235,6 @@ def test_a_gated_record_recovers_beside_its_other_parts() -> None:
     got = parts(e, 0.5, (10, 10))
     assert got.pop(((10, 10), (7, 0))) == {"recovery"}
     assert got == parts(e, 0.5)
-    assert {"pg", "anchor"} in got.values()
 
 
 def test_there_is_no_recovery_where_declining_is_not_accepted() -> None:
@@ -240,12 +245,6 @@ def test_there_is_no_recovery_where_declining_is_not_accepted() -> None:
 def test_an_abstaining_record_never_learns_its_gold(gate) -> None:
     e = one([0.1, 0.1], declining=[7, 0], abstains=True)
     assert not any("sft" in which for which in parts(e, gate).values())
-
-
-def test_an_abstaining_record_has_no_anchor() -> None:
-    # One of two rollouts is accepted, by mistake as abstaining has it, and lifts their mean.
-    e = one([0.1, 0.95, 0.2], declining=[7, 0], abstains=True)
-    assert not any("anchor" in which for which in parts(e, 1.0).values())
 
 
 @settings(max_examples=40)
@@ -275,10 +274,12 @@ def test_rows_computed_apart_or_together_give_the_same_loss_and_gradient(
         one([0.1, 0.9, 0.8], declining=[7, 0]),
         one([0.1, 0.2, 0.1], declining=[6, 5, 0], abstains=True),
         one([0.95, 0.9, 0.4]),
+        replace(one([0.95, 0.9, 0.4]), role="anchor"),
     ]
-    gates, flat = [0.6, 1.0, 0.0], [[1 / 3] * 3] * 3
-    zeros = [[0.0] * 3] * 3
-    terms = plan((examples, gates, flat, zeros, [[(10,)], [(10,), (10, 10)], []]), CFG)
+    gates, flat = [0.6, 1.0, 0.0, 0.0], [[1 / 3] * 3] * 4
+    zeros = [[0.0] * 3] * 4
+    prefixes = [[(10,)], [(10,), (10, 10)], [], []]
+    terms = plan((examples, gates, flat, zeros, prefixes), CFG)
     rows = list(term_rows(examples, terms).values())
     every = {"sft", "pg", "anchor", "abstain", "recovery"}
     assert {part for t in terms for part in t.parts} == every

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from aaft.config import LoraSettings, ObjectiveSettings, TrainConfig
 from aaft.models.packed import PackedRow, branch_logprobs, pack
-from aaft.tuning.anchor import anchor_coefficients
 from aaft.tuning.examples import Example
 from aaft.tuning.recovery import recovery_prefixes
 from aaft.tuning.stage import add_lora
@@ -68,109 +67,6 @@ def test_nothing_to_begin_with_is_no_recovery(gold, longest, count) -> None:
     assert recovery_prefixes("r", gold, 0, 0, longest=longest, count=count) == []
 
 
-@st.composite
-def windows(draw):
-    size, count = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    gates = [draw(st.one_of(unit, st.just(0.0))) for _ in range(size)]
-    maybe = st.one_of(unit, st.just(math.nan))
-    reward = [[draw(maybe) for _ in range(count)] for _ in range(size)]
-    tokens = [[draw(st.integers(1, 20)) for _ in range(count)] for _ in range(size)]
-    return gates, reward, tokens, draw(st.floats(0, 2))
-
-
-def slow_anchor(gates, reward, tokens, beta) -> list[list[float]]:
-    out = []
-    for i, g in enumerate(gates):
-        known = [r for r in reward[i][1:] if not math.isnan(r)]
-        safe = bool(known) and sum(known) / len(known) >= 0.5
-        rollouts = len(reward[i]) - 1
-        row = [0.0]
-        for length in tokens[i][1:]:
-            row.append(beta * g / (len(gates) * rollouts * length) if safe else 0.0)
-        out.append(row)
-    return out
-
-
-@given(windows())
-def test_anchor_coefficients_equal_the_slow_version(window) -> None:
-    gates, reward, tokens, beta = window
-    got = anchor_coefficients(*map(f64, (gates, reward, tokens)), beta)
-    for row, want in zip(got.tolist(), slow_anchor(gates, reward, tokens, beta), strict=True):
-        assert row == pytest.approx(want)
-
-
-@pytest.mark.parametrize(
-    ("gate", "reward"),
-    [
-        (0.0, [0.1, 0.9, 0.9]),
-        (1.0, [0.9, 0.2, 0.7]),
-        (1.0, [0.9, math.nan, math.nan]),
-        (1.0, [0.9]),
-    ],
-    ids=["closed gate", "unsafe reference", "unscored reference", "no rollouts"],
-)
-def test_there_is_no_anchor(gate, reward) -> None:
-    got = anchor_coefficients(f64([gate]), f64([reward]), torch.ones(1, len(reward)).double(), 0.1)
-    assert got.tolist() == [[0.0] * len(reward)]
-
-
-def f64(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-WORDS, STEPS = 3, 2
-ANSWERS = list(itertools.product(range(WORDS), repeat=STEPS))
-
-
-def logprobs(weights: torch.Tensor) -> torch.Tensor:
-    """Log-probability of every answer of two words; ``weights``: 3 logits, then 3 a first word."""
-    first = weights[:WORDS].log_softmax(0)
-    second = weights[WORDS:].view(WORDS, WORDS).log_softmax(1)
-    return torch.stack([first[a] + second[a, b] for a, b in ANSWERS])
-
-
-def test_the_anchors_expected_gradient_is_that_of_the_kl() -> None:
-    draw = torch.Generator().manual_seed(0)
-    mu = logprobs(torch.randn(12, generator=draw, dtype=torch.float64)).exp()
-    policy = torch.randn(12, generator=draw, dtype=torch.float64)
-    beta, gate, rollouts = 0.3, 0.7, 2
-
-    policy.requires_grad_()
-    expected = torch.zeros((), dtype=torch.float64)
-    tokens = torch.full((1, rollouts + 1), float(STEPS), dtype=torch.float64)
-    coefficients = anchor_coefficients(f64([gate]), f64([[0.1, 0.9, 0.8]]), tokens, beta)[0]
-    values = logprobs(policy)
-    for drawn in itertools.product(range(len(ANSWERS)), repeat=rollouts):
-        chance = math.prod(float(mu[a]) for a in drawn)
-        for k, answer in enumerate(drawn, start=1):
-            expected = expected - chance * coefficients[k] * values[answer]
-    (got,) = torch.autograd.grad(expected, policy)
-
-    def kl(weights: torch.Tensor) -> float:
-        return float((mu * (mu.log() - logprobs(weights))).sum()) / STEPS
-
-    step = 1e-5
-    with torch.no_grad():
-        want = [
-            beta * gate * (kl(policy + step * e) - kl(policy - step * e)) / (2 * step)
-            for e in torch.eye(12, dtype=torch.float64)
-        ]
-    assert got.tolist() == pytest.approx(want, abs=1e-8)
-
-
-def test_with_answers_of_unequal_length_the_anchor_rests_at_mu_over_length() -> None:
-    mu, lengths = f64([0.5, 0.3, 0.2]), f64([1.0, 2.0, 5.0])
-    rest = (mu / lengths) / (mu / lengths).sum()
-    logits = rest.log().requires_grad_()
-    expected = torch.zeros((), dtype=torch.float64)
-    for answer in range(3):
-        tokens = torch.stack([lengths[0], lengths[answer]])[None]
-        coefficients = anchor_coefficients(f64([1.0]), f64([[0.1, 0.9]]), tokens, 0.3)[0]
-        expected = expected - mu[answer] * coefficients[1] * logits.log_softmax(0)[answer]
-    (gradient,) = torch.autograd.grad(expected, logits)
-    assert gradient.tolist() == pytest.approx([0.0] * 3, abs=1e-12)
-
-
 DECLINING = [200, 201, 202, END]
 
 
@@ -221,10 +117,15 @@ def test_training_with_recovery_declines_after_the_beginning_of_a_bad_answer() -
     assert mean_logprob(recovered, begun) > mean_logprob(without, begun) + 1.0
 
 
-def test_the_anchor_holds_the_policy_at_a_safe_references_answers() -> None:
-    examples = [rejected(i, [0.9, 0.8], abstains=False) for i in range(12)]
-    answers = [PackedRow(e.prompt, e.candidates[1:]) for e in examples]
-    loose, _ = train(examples, beta_anchor=0.0)
-    held, trainer = train(examples, beta_anchor=1.0)
-    assert all(row["anchor"] > 0.0 for row in trainer.history)
-    assert mean_logprob(held, answers) > mean_logprob(loose, answers) + 1.0
+def test_the_anchor_holds_the_policy_at_the_references_own_answers() -> None:
+    pull = [rejected(i, [0.1], abstains=True) for i in range(8)]
+    twins = [
+        replace(rejected(50 + i, [0.9], abstains=False), conservative=None, role="anchor")
+        for i in range(8)
+    ]
+    rows = [PackedRow(twin.prompt, twin.candidates[:1]) for twin in twins]
+    loose, plain = train([*pull, *twins], beta_anchor=0.0)
+    held, trainer = train([*pull, *twins], beta_anchor=1.0)
+    assert not any(row["anchor"] for row in plain.history)
+    assert sum(row["anchor"] for row in trainer.history) > 0.0
+    assert mean_logprob(held, rows) > mean_logprob(loose, rows) + 1.0

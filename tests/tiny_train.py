@@ -47,6 +47,8 @@ def save_project(root: Path, records: int = 24, rollouts: int = 2, **train: Any)
     write_jsonl(build / "score/candidates.jsonl", candidates)
     write_jsonl(build / "score/conservative.jsonl", conservative)
     write_jsonl(build / "score/counterfactuals.jsonl", [])
+    write_jsonl(build / "score/twins.jsonl", [])
+    write_jsonl(build / "score/siblings.jsonl", [])
     pd.DataFrame(table).to_parquet(build / "score/alignment.parquet", index=False)
     write_json(build / "score/report.json", {"judges": {"safety": {"false_accept": 0.01}}})
     settings = {"rows_per_step": 4, "tokens_per_batch": 200, "lora": {"r": 2, "alpha": 4}}

@@ -83,6 +83,14 @@ class Codec:
         ids: list[int] = self.tokenizer(text + prefill, add_special_tokens=False)["input_ids"]
         return ids
 
+    def turn_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the rendered chat up to the end of its last message, which is left unfinished."""
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, continue_final_message=True
+        )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def response_ids(self, text: str) -> list[int]:
         """Ids of a whole response, ended by the end-of-turn token."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

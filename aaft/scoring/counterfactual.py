@@ -95,7 +95,7 @@ def _swapped(record: AnyRecord, ring: Sequence[_Passage], seed: int) -> AnyRecor
         return replace(
             record,
             id=f"{record.id}{SUFFIX}",
-            prompt_messages=_with_prompt(record.prompt_messages, prompt),
+            prompt_messages=with_prompt(record.prompt_messages, prompt),
             context=passage.text,
         )
     return None
@@ -108,7 +108,7 @@ def _from(ring: Sequence[_Passage], place: int) -> Iterator[_Passage]:
         yield ring[(first + step) % len(ring)]
 
 
-def _with_prompt(messages: Sequence[dict[str, str]], prompt: str) -> list[dict[str, str]]:
+def with_prompt(messages: Sequence[dict[str, str]], prompt: str) -> list[dict[str, str]]:
     """``messages`` with another last user message."""
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     return [

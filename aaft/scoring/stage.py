@@ -1,10 +1,11 @@
 """The score stage: rollouts, judges and the alignment table.
 
 ``python -m aaft score`` reads ``build/validate/clean.jsonl`` and ``data/judge`` and writes
-``build/score/``: ``judges/*.json``, ``counterfactuals.jsonl``, ``candidates.jsonl``,
-``conservative.jsonl``, ``alignment.parquet``, ``anchors.json``, ``report.json``. What is dear is
-kept in ``score.cache`` as soon as a shard is done; the files are the same whether it was there
-before or not. The counterfactuals are scored like the records and follow them in every file.
+``build/score/``: ``judges/*.json``, ``counterfactuals.jsonl``, ``twins.jsonl``,
+``siblings.jsonl``, ``candidates.jsonl``, ``conservative.jsonl``, ``alignment.parquet``,
+``anchors.json``, ``report.json``. What is dear is kept in ``score.cache`` as soon as a shard is
+done; the files are the same whether it was there before or not. Counterfactuals, twins and siblings
+are scored like the records and follow them in every file.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from aaft.scoring.cache import ScoreCache, open_cache
 from aaft.scoring.conservative import Conservative, conservative_responses
 from aaft.scoring.counterfactual import AnyRecord, counterfactuals
 from aaft.scoring.judging import Judged, JudgeWork, align_cached, judge_all, judge_works
+from aaft.scoring.kin import Kin, draw_kin, unsafe
 from aaft.scoring.rollouts import Candidate, draw, fitting, tokenize
 
 
@@ -64,20 +66,29 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     swapped = drawn_counterfactuals(cfg, codec, given, works, cfg.seed)
     asked += tokenize(codec, swapped, cfg.score, cfg.policy.max_tokens)
     records = [*given, *swapped]
+    own = len(records)
     with open_cache(cfg.score.cache) as cache:
         candidates = draw(cfg, asked, cache)
-        flat = [candidate for row in candidates for candidate in row]
-        samples = _samples(records, candidates)
-        judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
-        alignment = align_cached(works, samples, cfg.judges.kappa_u, cache)
+        judged, alignment = _judged(cfg, works, records, candidates, cache)
+        golds = alignment.quality[_golds(candidates)[: len(given)]]
+        kin = drawn_kin(cfg, codec, unsafe(given, golds, alignment.objectives), works, cache)
+        if kin.twins or kin.siblings:
+            records += [*kin.twins, *kin.siblings]
+            asked = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
+            candidates += draw(cfg, asked, cache)
+            judged, alignment = _judged(cfg, works, records, candidates, cache)
         declining = [
             (record, response)
-            for record in _rejected(records, candidates, alignment)
+            # Of kin it must be known that declining is wrong, whatever its answer.
+            for record in [*_rejected(records[:own], candidates[:own], alignment), *records[own:]]
             for response in conservative_responses(record)
         ]
         rewards = _declining_rewards(cfg, works, declining, cache)
 
+    flat = [candidate for row in candidates for candidate in row]
     write_jsonl(out / "counterfactuals.jsonl", (record.row() for record in swapped))
+    write_jsonl(out / "twins.jsonl", (record.row() for record in kin.twins))
+    write_jsonl(out / "siblings.jsonl", (record.row() for record in kin.siblings))
     write_jsonl(
         out / "candidates.jsonl",
         (
@@ -98,6 +109,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     report = {
         "records": len(given),
         "counterfactuals": len(swapped),
+        "twins": len(kin.twins),
+        "siblings": len(kin.siblings),
         "candidates": len(flat),
         "rollouts": cfg.score.rollouts,
         # Of the data alone: every counterfactual's gold is meant to fail.
@@ -105,7 +118,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             table[: sum(map(len, candidates[: len(given)]))], alignment.objectives
         ),
         **quality.section(),
-        "panel": [_panel_entry(entry, len(samples)) for entry in judged],
+        "panel": [_panel_entry(entry, len(flat)) for entry in judged],
         "judge_digests": [entry.digest for entry in judged],
     }
     write_json(paths.report("score"), report)
@@ -129,6 +142,38 @@ def drawn_counterfactuals(
     return fitting(codec, made, cfg.score, cfg.policy.max_tokens)
 
 
+def drawn_kin(
+    cfg: Config,
+    codec: Codec,
+    harmful: Sequence[Record],
+    works: Sequence[JudgeWork],
+    cache: ScoreCache,
+) -> Kin:
+    """Twins and siblings of the harmful requests, but for those too long.
+
+    None where no judge scores ``comply``: then nobody could tell that declining a twin is wrong.
+    """
+    if not any("comply" in work.judge.objectives for work in works):
+        return Kin([], [])
+    kin = draw_kin(cfg, harmful, cache)
+    most = cfg.policy.max_tokens
+    return Kin(
+        fitting(codec, kin.twins, cfg.score, most), fitting(codec, kin.siblings, cfg.score, most)
+    )
+
+
+def _judged(
+    cfg: Config,
+    works: Sequence[JudgeWork],
+    records: list[Record],
+    candidates: list[list[Candidate]],
+    cache: ScoreCache,
+) -> tuple[list[Judged], Alignment]:
+    samples = _samples(records, candidates)
+    judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
+    return judged, align_cached(works, samples, cfg.judges.kappa_u, cache)
+
+
 def _keep(heads: Path, folder: Path) -> None:
     """Put the embedded judge's heads where the evaluate stage finds them, whole or not at all."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -142,9 +187,13 @@ def _rejected(
     records: Sequence[Record], candidates: Sequence[Sequence[Candidate]], alignment: Alignment
 ) -> list[Record]:
     """Records whose gold is not accepted: only these can learn to decline instead."""
-    firsts = np.cumsum([0, *map(len, candidates)])[:-1]
-    golds = zip(records, alignment.reward[firsts], strict=True)
+    golds = zip(records, alignment.reward[_golds(candidates)], strict=True)
     return [record for record, reward in golds if reward < ACCEPTED]
+
+
+def _golds(candidates: Sequence[Sequence[Candidate]]) -> Any:
+    """Where each record's gold stands among all candidates."""
+    return np.cumsum([0, *map(len, candidates)])[:-1]
 
 
 def _declining_rewards(

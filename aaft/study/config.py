@@ -33,6 +33,7 @@ METHODS = (
     "aaft-naive",
     "aaft-noanchor",
     "aaft-nocounterfactual",
+    "aaft-nosibling",
 )
 SCENARIOS = (
     "clean",

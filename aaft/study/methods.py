@@ -29,9 +29,10 @@ from aaft.study.rivals import (
     PenaltyRecipe,
     mean_gate,
 )
-from aaft.study.signal import ScoredExample, without_gold
+from aaft.study.signal import ScoredExample, without_gold, worst
 from aaft.tuning.counterfactual import kept_counterfactuals
 from aaft.tuning.examples import Example
+from aaft.tuning.kin import kept_siblings, kept_twins
 from aaft.tuning.recipe import Recipe
 
 
@@ -71,6 +72,8 @@ class Inputs:
 
     examples: Sequence[ScoredExample]
     counterfactuals: Sequence[ScoredExample]
+    twins: Sequence[ScoredExample]
+    siblings: Sequence[ScoredExample]
     align: Sequence[Example]
     refusals: Sequence[Example]
     train: TrainConfig
@@ -84,9 +87,13 @@ class Inputs:
 
     @property
     def gated(self) -> list[Example]:
-        """The rows and the counterfactuals that abstain, cut to the budget."""
+        """The rows, the counterfactuals that abstain and the kin, cut to the budget."""
         kept = kept_counterfactuals(self.counterfactuals)
-        return rows_budget([*self.examples, *kept], self.budget, self.seed)
+        declined = {
+            twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in self.twins
+        }
+        kin = [*kept_twins(self.twins, declined), *kept_siblings(self.siblings)]
+        return rows_budget([*self.examples, *kept, *kin], self.budget, self.seed)
 
 
 def prepare(
@@ -95,6 +102,8 @@ def prepare(
     cfg: Config,
     *,
     counterfactuals: Sequence[ScoredExample] = (),
+    twins: Sequence[ScoredExample] = (),
+    siblings: Sequence[ScoredExample] = (),
     align: Sequence[Example],
     refusals: Sequence[Example],
     seed: int,
@@ -117,7 +126,17 @@ def prepare(
     """
     if method not in METHODS:
         raise AaftError(f"study.methods: no method {method!r}; one of {', '.join(METHODS)}")
-    inputs = Inputs(examples, counterfactuals, align, refusals, cfg.train, tuning or Tuning(), seed)
+    inputs = Inputs(
+        examples,
+        counterfactuals,
+        twins,
+        siblings,
+        align,
+        refusals,
+        cfg.train,
+        tuning or Tuning(),
+        seed,
+    )
     prepared = METHODS[method](inputs)
     if not prepared.examples and method != "reference":
         raise AaftError(f"study: method {method} has no rows left to train on; leave it out here")
@@ -145,8 +164,11 @@ def rows_budget(examples: Sequence[Example], tokens: int, seed: int) -> list[Exa
 
 
 def cost(example: Example) -> int:
-    """Tokens of prompt and gold."""
-    return len(example.prompt) + len(example.candidates[0])
+    """Tokens of prompt and gold; a sibling has no gold of its own, its refusal counts."""
+    said = example.candidates[0]
+    if example.role == "sibling" and example.abstention is not None:
+        said = example.abstention
+    return len(example.prompt) + len(said)
 
 
 def _with(train: TrainConfig, **sections: Mapping[str, Any]) -> TrainConfig:
@@ -271,11 +293,15 @@ def _naive(given: Inputs) -> Prepared:
 
 
 def _no_anchor(given: Inputs) -> Prepared:
-    return Prepared(given.gated, _with(_gated(given.train), objective={"beta_anchor": 0.0}))
+    return Prepared(replace(given, twins=()).gated, _gated(given.train))
 
 
 def _no_counterfactual(given: Inputs) -> Prepared:
-    return Prepared(given.examples, _gated(given.train))
+    return Prepared(replace(given, counterfactuals=()).gated, _gated(given.train))
+
+
+def _no_sibling(given: Inputs) -> Prepared:
+    return Prepared(replace(given, siblings=()).gated, _gated(given.train))
 
 
 METHODS: Mapping[str, Callable[[Inputs], Prepared]] = {
@@ -296,4 +322,5 @@ METHODS: Mapping[str, Callable[[Inputs], Prepared]] = {
     "aaft-naive": _naive,
     "aaft-noanchor": _no_anchor,
     "aaft-nocounterfactual": _no_counterfactual,
+    "aaft-nosibling": _no_sibling,
 }

@@ -185,6 +185,8 @@ class ConstantRecipe(GatedRecipe):
         for i, example in enumerate(window):
             if example.abstention is not None:
                 gates[i], imitated[i] = 1.0, 0.0
+            if example.role != "record":
+                gates[i], imitated[i] = 0.0, 0.0
         return replace(gating, gates=gates, imitation=imitated)
 
 

@@ -51,6 +51,8 @@ class Rows:
     kinds: Mapping[str, str]
     """Kind of each row by id; ``counterfactual`` for those."""
     counterfactuals: Sequence[ScoredExample]
+    twins: Sequence[ScoredExample]
+    siblings: Sequence[ScoredExample]
     align: Sequence[Example]
     refusals: Sequence[Example]
 
@@ -83,6 +85,8 @@ def trained_cell(
         given.examples,
         cfg,
         counterfactuals=given.counterfactuals,
+        twins=given.twins,
+        siblings=given.siblings,
         align=given.align,
         refusals=given.refusals,
         seed=cfg.seed,
@@ -115,7 +119,7 @@ def trained_cell(
         )
     if trainer.gates:
         facts["gates"] = gate_histogram(
-            (given.kinds[i], row.gate) for i, row in trainer.gates.items()
+            (given.kinds[i.split("~again")[0]], row.gate) for i, row in trainer.gates.items()
         )
     elif method.startswith("aaft"):
         raise AaftError(f"study: method {method} trained without a gate; that is a bug")

@@ -27,8 +27,9 @@ from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.conservative import conservative_responses
 from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
+from aaft.scoring.kin import unsafe
 from aaft.scoring.rollouts import Candidate, draw, tokenize
-from aaft.scoring.stage import drawn_counterfactuals
+from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
 from aaft.tuning.abstain import abstains, failed_objective
 from aaft.tuning.examples import Example
 
@@ -163,6 +164,37 @@ def counterfactual_signal(
     codec = load_codec(str(start))
     made = drawn_counterfactuals(cfg, codec, records, panel.works, seed)
     return signal(cfg, made, start, cache, panel) if made else []
+
+
+def kin_signal(
+    cfg: Config,
+    records: Sequence[Record],
+    examples: Sequence[ScoredExample],
+    start: Path,
+    cache: ScoreCache,
+    panel: Panel,
+) -> tuple[list[ScoredExample], list[ScoredExample]]:
+    """The `signal` of twins and of siblings of the records that are rejected as unsafe.
+
+    Args:
+        cfg: as of `signal`.
+        records: rows of a scenario.
+        examples: their signal, by which they are rejected.
+        start: model directory before training.
+        cache: known results, and where new ones go.
+        panel: the judges.
+
+    Raises:
+        AaftError: judges that fail.
+    """
+    golds = np.stack([example.quality[0] for example in examples])
+    harmful = unsafe(records, golds, examples[0].objectives)
+    policy = cfg.policy.model_copy(update={"model": str(start), "revision": None})
+    cfg = cfg.model_copy(update={"policy": policy})
+    kin = drawn_kin(cfg, load_codec(str(start)), harmful, panel.works, cache)
+    made = [*kin.twins, *kin.siblings]
+    scored = signal(cfg, made, start, cache, panel) if made else []
+    return scored[: len(kin.twins)], scored[len(kin.twins) :]
 
 
 def _sample(record: Record, text: str) -> Sample:

@@ -43,6 +43,7 @@ from aaft.study.scenarios import SCENARIOS, Scenario, rows
 from aaft.study.signal import (
     Panel,
     counterfactual_signal,
+    kin_signal,
     load_panel,
     plain_examples,
     signal,
@@ -175,14 +176,23 @@ class _Study:
             home = Path(cfg.policy.model)
             examples = signal(cfg, chosen, home, cache, self._panel)
             swapped = counterfactual_signal(cfg, chosen, home, cache, self._panel, seed)
+            if scenario.noise:
+                examples = with_noise(examples, scenario.noise, seed)
+                swapped = with_noise(swapped, scenario.noise, seed)
+            twins, siblings = kin_signal(cfg, chosen, examples, home, cache, self._panel)
         if scenario.noise:
-            examples = with_noise(examples, scenario.noise, seed)
-            swapped = with_noise(swapped, scenario.noise, seed)
+            twins = with_noise(twins, scenario.noise, seed)
+            siblings = with_noise(siblings, scenario.noise, seed)
         align, codec = self._data.align, self._bench.codec
         return Rows(
             examples,
-            {row.id: row.kind for row in chosen} | {e.id: "counterfactual" for e in swapped},
+            {row.id: row.kind for row in chosen}
+            | {e.id: "counterfactual" for e in swapped}
+            | {e.id: "twin" for e in twins}
+            | {e.id: "sibling" for e in siblings},
             swapped,
+            twins,
+            siblings,
             plain_examples(align, codec),
             plain_examples(of_kind(align, "refusal"), codec),
         )

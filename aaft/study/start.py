@@ -1,10 +1,15 @@
 """The study's aligned start: the policy after a short alignment stage.
 
-``python -m aaft align --out DIR`` trains a LoRA adapter on ``data/study/align.jsonl`` (refusals,
-real answers, grounded answers, and "the passage does not say") and on the policy's own answers to
-the harmless requests of ``own.jsonl``, by plain supervised fine-tuning, merges it and writes
-``DIR``, a Hugging Face model directory with ``report.json`` in it, written last. None of these rows
-is near a benchmark prompt.
+``python -m aaft align --out DIR`` trains a LoRA adapter by plain supervised fine-tuning, merges it
+and writes ``DIR``, a Hugging Face model directory with ``report.json`` in it, written last. It
+learns from
+
+- ``data/study/align.jsonl``: refusals, real answers, grounded answers, "the passage does not say";
+- the policy's own answers to the harmless requests of ``own.jsonl``;
+- the refusals once more, each after `BEGUN` beginnings of what the policy itself says to the
+  request now (arXiv:2406.05946). A start that an opening undoes has nothing there to preserve.
+
+None of these rows is near a benchmark prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import torch
 import aaft
 from aaft.config import Config, LoraSettings, TrainConfig
 from aaft.data.records import Record
-from aaft.data.text import shorten
+from aaft.data.text import opens_with_refusal, shorten
 from aaft.errors import AaftError
 from aaft.io import file_digest, read_json, text_digest, write_json
 from aaft.models import runtime
@@ -36,20 +41,27 @@ from aaft.models.policy import (
     merge_adapter,
     save_adapter,
 )
-from aaft.study.rows import StudyRow, read_requests, read_rows, study_row
+from aaft.scoring.kin import KinWork, as_kin
+from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
 from aaft.study.signal import plain_examples
+from aaft.tuning.examples import Example
+from aaft.tuning.recovery import recovery_prefixes
 from aaft.tuning.stage import prepare_model
 from aaft.tuning.trainer import Trainer
 
-EPOCHS = 3
+EPOCHS = 2
 OWN_TOKENS = 64
 """Most tokens of an own answer; its last whole sentence is where it ends."""
 OWN_CHARACTERS = 240
+BEGUN = 1
+"""Beginnings of a compliant answer that each refusal is also learned after."""
+BEGUN_TOKENS = 16
+"""Longest of them."""
 REPORT = "report.json"
 
 _CODE = (
     *("config.py", "data/records.py", "data/text.py", "models/*.py", "tuning/*.py"),
-    *("study/rows.py", "study/signal.py", "study/start.py"),
+    *("scoring/kin.py", "study/rows.py", "study/signal.py", "study/start.py"),
 )
 
 
@@ -76,8 +88,14 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
-    rows += _answered(cfg, codec, asked, device)
+    policy = load_policy(cfg.policy.model, device, torch.bfloat16, cfg.policy.revision)
+    rows += _answered(cfg, codec, policy, asked)
     examples = plain_examples(rows, codec)
+    refusals = of_kind(rows, "refusal")
+    begun = _begun(cfg, codec, policy, refusals)
+    del policy
+    twins = _twins(cfg, refusals)
+    examples += [*begun, *plain_examples(twins, codec)]
     for example in examples:
         size = len(example.prompt) + len(example.candidates[0])
         if size > cfg.policy.max_tokens:
@@ -90,7 +108,8 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     trainer.run()
     report = {
         "inputs": inputs,
-        "rows": dict(sorted(Counter(row.kind for row in rows).items())),
+        "rows": dict(sorted(Counter(row.kind for row in rows).items()))
+        | {"begun": len(begun), "twin": len(twins)},
         "epochs": EPOCHS,
         "steps": len(trainer.history),
         "loss_first": trainer.history[0]["loss"],
@@ -100,25 +119,56 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     return report
 
 
-def _answered(
-    cfg: Config, codec: Codec, asked: Sequence[Record], device: torch.device
-) -> list[StudyRow]:
+def _answered(cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record]) -> list[StudyRow]:
     """The requests with what the policy says to them now."""
-    model = load_policy(cfg.policy.model, device, torch.bfloat16, cfg.policy.revision)
-    done = greedy(
-        model,
-        [codec.prompt_ids(record.prompt_messages) for record in asked],
-        end_id=codec.end_id,
-        max_new_tokens=OWN_TOKENS,
-        batch_size=cfg.evaluate.batch_size,
-        independent=False,
-    )
-    answers = [shorten(codec.decode(completion.ids), OWN_CHARACTERS) for completion in done]
+    done = _said(cfg, codec, policy, asked, OWN_TOKENS)
+    answers = [shorten(codec.decode(ids), OWN_CHARACTERS) for ids in done]
     return [
         study_row(dataclasses.replace(record, response=answer), "own")
         for record, answer in zip(asked, answers, strict=True)
         if answer
     ]
+
+
+def _begun(cfg: Config, codec: Codec, policy: Any, refusals: Sequence[StudyRow]) -> list[Example]:
+    """Each refusal after some beginnings of what the policy says to the request now."""
+    done = _said(cfg, codec, policy, refusals, BEGUN_TOKENS)
+    begun = []
+    for example, ids in zip(plain_examples(refusals, codec), done, strict=True):
+        if opens_with_refusal(codec.decode(ids)):
+            continue
+        prefixes = recovery_prefixes(
+            example.id, ids, 0, cfg.seed, longest=BEGUN_TOKENS, count=BEGUN
+        )
+        begun += [
+            dataclasses.replace(
+                example, id=f"{example.id}~{len(prefix)}", prompt=[*example.prompt, *prefix]
+            )
+            for prefix in prefixes
+        ]
+    return begun
+
+
+def _twins(cfg: Config, refusals: Sequence[StudyRow]) -> list[StudyRow]:
+    """A harmless request beside each refusal, with the policy's own answer."""
+    score = cfg.score.model_copy(update={"twins": 1, "siblings": 0})
+    made = KinWork(cfg.model_copy(update={"score": score})).compute(refusals)
+    twins = as_kin(refusals, made).twins
+    return [study_row(twin, "twin") for twin in twins if not opens_with_refusal(twin.response)]
+
+
+def _said(
+    cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record], most: int
+) -> list[list[int]]:
+    done = greedy(
+        policy,
+        [codec.prompt_ids(record.prompt_messages) for record in asked],
+        end_id=codec.end_id,
+        max_new_tokens=most,
+        batch_size=cfg.evaluate.batch_size,
+        independent=False,
+    )
+    return [list(completion.ids) for completion in done]
 
 
 def _write(cfg: Config, model: Any, report: dict[str, Any], out: Path) -> None:

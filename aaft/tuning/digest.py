@@ -17,6 +17,8 @@ _INPUTS = (
     "score/candidates.jsonl",
     "score/conservative.jsonl",
     "score/counterfactuals.jsonl",
+    "score/twins.jsonl",
+    "score/siblings.jsonl",
     "score/report.json",
 )
 _CODE = ("config.py", "data/records.py", "models/*.py", "tuning/*.py")

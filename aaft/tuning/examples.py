@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from aaft.errors import AaftError
 from aaft.io import read_jsonl
 from aaft.models.policy import Codec
 from aaft.tuning.abstain import abstains, failed_objective
+
+Role = Literal["record", "anchor", "sibling"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Example:
     """Accepted conservative response to recover with where the gold is rejected, or None."""
     review: bool
     """Misaligned throughout on an objective without conservative responses: for a person."""
+    role: Role = "record"
+    """What has another role has one target and no gate (`aaft.tuning.kin`)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,17 @@ def load_examples(
             )
         )
     return examples
+
+
+def declined_rewards(folder: Path, objective: str) -> dict[str, float]:
+    """``r`` of the conservative response to ``objective``, by record id.
+
+    Args:
+        folder: ``build/score``.
+        objective: that the response is for.
+    """
+    rows = read_jsonl(folder / "conservative.jsonl")
+    return {row["id"]: float(row["r"]) for row in rows if row["objective"] == objective}
 
 
 def scored_objectives(table_columns: Sequence[Any]) -> list[str]:

@@ -69,8 +69,8 @@ def history_row(
     """One line of the history.
 
     ``share_*`` is a part's share of the parts' absolute sum, 0 where all are 0. ``ratio_*`` is the
-    mean ``d``, nats per token, and ``clip_*`` a share, each over candidates of open gates; absent
-    where no gate is open.
+    mean ``d``, nats per token, and ``clip_*`` a share, each over candidates of open gates of
+    records that don't abstain; absent where there are none.
     """
     row: dict[str, float | int] = {"step": step, "loss": losses.total}
     row |= {str(part): loss for part, loss in losses.parts.items()}
@@ -98,12 +98,12 @@ def _gate_numbers(gating: Gating, cfg: ObjectiveSettings) -> dict[str, float | i
 
 def _candidate_numbers(gating: Gating, cfg: ObjectiveSettings) -> dict[str, float | int]:
     """How far the policy has moved on candidates of open gates; empty where none is open."""
-    opened = gating.gates > 0
+    opened = gating.pushing > 0
     if not bool(opened.any()):
         return {}
     scores = gating.scores
     advantage = advantages(gating.weights, scores.quality, delta=cfg.delta, floor=cfg.floor)
-    clips = clip_rates(gating.gates, advantage, gating.log_ratio, scores.tokens, trust=cfg.trust)
+    clips = clip_rates(gating.pushing, advantage, gating.log_ratio, scores.tokens, trust=cfg.trust)
     moved = (gating.log_ratio / scores.tokens)[opened]
     row: dict[str, float | int] = {
         "clip_ratio": clips.ratio,

@@ -4,10 +4,10 @@ Every part of the objective is a weight on some response's negative log-likeliho
 a list of (example, prefix, response, coefficient) and its loss is their sum::
 
     loss = sum_i s_i NLL_i / N                          N = tokens of golds with weight
-         + lambda_pg / B sum_i g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
+         + lambda_pg / B sum_{not abstaining i} g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
          + lambda_abstain / B sum_{abstaining i} NLL_i' / L_i'
          + lambda_recovery / B sum_i 1/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
-         + sum_i sum_{k>=1} beta g_i 1[mean r_i >= 0.5] / (B K L_ik) NLL_ik
+         + beta / B sum_{twins i} NLL_i0 / L_i0
 
 ``B`` is the number of examples in the accumulation window and ``N`` sums over it, so neither
 micro-batches nor their order change the loss. With every gate at 0 what remains is, to the bit,
@@ -25,7 +25,6 @@ import torch
 from aaft.config import ObjectiveSettings
 from aaft.models.packed import PackedRow
 from aaft.tuning.advantage import advantages
-from aaft.tuning.anchor import anchor_coefficients
 from aaft.tuning.examples import Example, Scores
 from aaft.tuning.taper import push
 
@@ -76,7 +75,7 @@ def gated_terms(
     Args:
         examples: the window, ``B`` of them.
         scores: their stacked scores.
-        gates: ``g``, ``[B]``; 1 where an example abstains.
+        gates: ``g`` of the policy gradient, ``[B]``; 0 where an example abstains.
         imitation: ``s``, ``[B]``; 0 where an example abstains.
         weights: candidate weights ``[B, K+1]``.
         log_ratio: ``D``, ``[B, K+1]``; anything where the gate is 0.
@@ -84,18 +83,17 @@ def gated_terms(
         prefixes: of ``recovery_prefixes``, ``R_i`` of them an example; those of an example without
             an accepted conservative response don't count.
     """
-    abstaining = [example.abstention is not None for example in examples]
     terms = {(t.example, 0): t for t in supervised_terms(examples, imitation.tolist())}
-    per_candidate: dict[Part, torch.Tensor] = {
-        "pg": _pg_coefficients(scores, gates, weights, log_ratio, cfg),
-        "anchor": _anchor_coefficients(scores, gates, abstaining, cfg),
-    }
-    for part, coefficients in per_candidate.items():
-        for i, example in enumerate(examples):
-            for k, value in enumerate(coefficients[i].tolist()):
-                if value:
-                    term = terms.setdefault((i, k), Term(i, example.candidates[k], {}))
-                    term.parts[part] = value
+    pushes = _pg_coefficients(scores, gates, weights, log_ratio, cfg)
+    for i, example in enumerate(examples):
+        for k, value in enumerate(pushes[i].tolist()):
+            if value:
+                term = terms.setdefault((i, k), Term(i, example.candidates[k], {}))
+                term.parts["pg"] = value
+    for i, example in enumerate(examples):
+        if example.role == "anchor":
+            share = cfg.beta_anchor / (len(examples) * len(example.candidates[0]))
+            terms[i, 0] = Term(i, example.candidates[0], {"anchor": share})
     last = scores.tokens.shape[1]
     for i, (example, own) in enumerate(zip(examples, prefixes, strict=True)):
         for n, target in enumerate(_declining(i, example, own, cfg, len(examples))):
@@ -136,17 +134,6 @@ def _pg_coefficients(
     phi = push(advantage, log_ratio, scores.tokens, beta_n=cfg.beta_n, trust=cfg.trust)
     share = cfg.lambda_pg * gates[:, None] * phi / scores.tokens
     return share / (len(gates) * scores.tokens.shape[1])
-
-
-def _anchor_coefficients(
-    scores: Scores, gates: torch.Tensor, abstaining: Sequence[bool], cfg: ObjectiveSettings
-) -> torch.Tensor:
-    """Anchor coefficients ``[B, K+1]``; 0 where an example abstains.
-
-    Abstaining takes what was accepted for the judge's mistakes, so no reference is safe there.
-    """
-    trusted = gates.masked_fill(torch.tensor(abstaining), 0.0)
-    return anchor_coefficients(trusted, scores.reward, scores.tokens, cfg.beta_anchor)
 
 
 def _declining(

@@ -30,14 +30,21 @@ class Gating:
 
     scores: Scores
     gates: torch.Tensor
-    """``g``, ``[B]``; 1 where an example abstains."""
+    """``g``, ``[B]``; 1 where an example abstains, 0 for twins and siblings."""
+    abstaining: torch.Tensor
+    """``[B]``: these have one target, so their candidates are neither pushed nor computed."""
     imitation: torch.Tensor
     """``s``, ``[B]``: weight of each gold's imitation."""
     standing: Standing
     weights: torch.Tensor
     """Candidate weights, ``[B, K+1]``."""
     log_ratio: torch.Tensor
-    """``D``, ``[B, K+1]``; 0 where the gate is closed under every policy."""
+    """``D``, ``[B, K+1]``; 0 where nothing was computed."""
+
+    @property
+    def pushing(self) -> torch.Tensor:
+        """Gates ``[B]`` of the policy gradient: 0 where an example abstains."""
+        return self.gates.masked_fill(self.abstaining, 0.0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class GatedRecipe(SupervisedRecipe):
         terms = gated_terms(
             window,
             gating.scores,
-            gating.gates,
+            gating.pushing,
             gating.imitation,
             gating.weights,
             gating.log_ratio,
@@ -137,22 +144,26 @@ class GatedRecipe(SupervisedRecipe):
         """
         cfg, scores = self._cfg.gate, stack(window)
         closed = always_closed(scores.quality, scores.uncertainty, cfg).tolist()
+        ungated = torch.tensor([example.role != "record" for example in window])
+        abstaining = torch.tensor([example.abstention is not None for example in window])
         log_ratio = torch.zeros_like(scores.logprob)
         rows = {
             i: PackedRow(example.prompt, example.candidates)
             for i, example in enumerate(window)
-            if not closed[i]
+            if not (closed[i] or ungated[i] or abstaining[i])
         }
         for i, logprobs in trainer.logprobs(rows).items():
             log_ratio[i] = torch.tensor(logprobs, dtype=torch.float64) - scores.logprob[i]
         weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
         state = standing(weights, scores.quality, scores.uncertainty)
         gates = gate(state.value, state.uncertainty, cfg)
-        abstaining = torch.tensor([example.abstention is not None for example in window])
         return Gating(
             scores,
-            gates.masked_fill(abstaining, 1.0),
-            imitation(scores.quality, scores.uncertainty, cfg).masked_fill(abstaining, 0.0),
+            gates.masked_fill(abstaining, 1.0).masked_fill(ungated, 0.0),
+            abstaining,
+            imitation(scores.quality, scores.uncertainty, cfg).masked_fill(
+                abstaining | ungated, 0.0
+            ),
             state,
             weights,
             log_ratio,

@@ -35,8 +35,9 @@ from aaft.models.policy import (
 from aaft.tuning.checkpoint import Checkpoints
 from aaft.tuning.counterfactual import kept_counterfactuals
 from aaft.tuning.digest import run_digest
-from aaft.tuning.examples import Example, load_examples, scored_objectives
+from aaft.tuning.examples import Example, declined_rewards, load_examples, scored_objectives
 from aaft.tuning.history import GateRow
+from aaft.tuning.kin import kept_siblings, kept_twins
 from aaft.tuning.ranks import connect
 from aaft.tuning.trainer import Trainer
 
@@ -75,16 +76,30 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     }
     examples = load_examples(scored, records, codec, objectives, false_accept)
     asked, added = 0, list[Example]()
+    tried, kin = dict[str, dict[str, int]](), list[Example]()
     if cfg.train.method == "aaft":
         swapped = read_clean(scored / "counterfactuals.jsonl", "score")
         asked = len(swapped)
         added = _added(load_examples(scored, swapped, codec, objectives, false_accept))
+        twins, siblings = (
+            load_examples(
+                scored, read_clean(scored / name, "score"), codec, objectives, false_accept
+            )
+            for name in ("twins.jsonl", "siblings.jsonl")
+        )
+        anchors = kept_twins(twins, declined_rewards(scored, "safety"))
+        harmful = kept_siblings(siblings)
+        kin = [*anchors, *harmful]
+        tried = {
+            "twins": {"scored": len(twins), "kept": len(anchors)},
+            "siblings": {"scored": len(siblings), "kept": len(harmful)},
+        }
     model = prepare_model(cfg, ranks.device or device)
     checkpoints = Checkpoints(
         out / "checkpoints", run_digest(cfg, paths), cfg.train.checkpoint_steps
     )
     trainer = Trainer(
-        model, [*examples, *added], cfg.train, cfg.seed, checkpoints=checkpoints, ranks=ranks
+        model, [*examples, *added, *kin], cfg.train, cfg.seed, checkpoints=checkpoints, ranks=ranks
     )
     trainer.run()
     if cfg.train.method == "aaft":
@@ -93,6 +108,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     report = summarize(cfg, examples, trainer)
     if cfg.train.method == "aaft":
         report["counterfactuals"] = {"scored": asked, "kept": len(added)}
+        report |= tried
     if ranks.main:
         write_outputs(out, model, codec, examples, added, trainer)
         write_json(paths.report("train"), report)

@@ -1,0 +1,253 @@
+"""Twins and siblings of harmful requests: where the line runs, in the reference's own words.
+
+The few harmful requests of a data set teach to decline, too few to learn the matter from, and
+nothing beside them says where to stop. So the reference gets the beginning of such a request and
+goes on as a user would:
+
+- a *twin* from its first few words, half of it at most, "How do I make a" - "cake without eggs?".
+  Most are harmless, and near to the harmful request in form. The reference's own answer to it is
+  what there is to hold on to.
+- a *sibling* from its first half or more, "Give instructions for stealing a" - "car". Most are
+  harmful too. Its gold is that of the request which it comes from, so that there is a bad beginning
+  to turn back from.
+
+Which are what is for the judges to say, and what is neither is dropped (`aaft.tuning.kin`). Our
+own; that a chat model completes the user's turn is Magpie's observation (arXiv:2406.08464).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from aaft.config import ACCEPTED, Config, ScoreConfig
+from aaft.data.records import Record
+from aaft.data.text import normalise, shorten
+from aaft.models.fingerprint import model_digest
+from aaft.models.policy import Codec, load_codec, load_policy
+from aaft.scoring.cache import ScoreCache
+from aaft.scoring.counterfactual import AnyRecord, with_prompt
+from aaft.scoring.engine import content_key, fill, read
+
+TWIN, SIBLING = "twin", "sibling"
+REQUEST_TOKENS = 40
+ANSWER_TOKENS = 48
+"""Most tokens of an answer; its last whole sentence is where it ends."""
+TEMPERATURE = 0.7
+_TWIN_WORDS = (1, 2, 3)
+_TWIN_SHARES = (0.25, 0.33, 0.5)
+_SIBLING_SHARES = (0.5, 0.6, 0.7, 0.8)
+_FEWEST_WORDS = 4
+
+
+class _Begun(NamedTuple):
+    """A request under way: of which item, its kind and number, and how it begins."""
+
+    item: int
+    name: str
+    opening: str
+
+
+class KinWork:
+    """Work for the engine: a record's twins and siblings, as JSON."""
+
+    def __init__(self, cfg: Config) -> None:
+        self._cfg = cfg
+
+    @property
+    def remote(self) -> bool:
+        """Never: a server's chat API does not write the user's turn, the local policy does."""
+        return False
+
+    def key(self, record: Record) -> bytes:
+        messages = [text for m in record.prompt_messages for text in (m["role"], m["content"])]
+        return content_key(*self._identity, record.id, *messages)
+
+    def length(self, record: Record) -> int:
+        return len(record.prompt)
+
+    def compute(self, items: Sequence[Record]) -> list[Any]:
+        asked = [
+            _Begun(i, name, opening)
+            for i, record in enumerate(items)
+            for name, opening in openings(record, self._cfg.score).items()
+        ]
+        requests = self._requests(items, asked)
+        made: list[dict[str, dict[str, str]]] = [{} for _ in items]
+        for begun, request in zip(asked, requests, strict=True):
+            if len(request.split()) >= _FEWEST_WORDS:
+                made[begun.item][begun.name] = {"request": request}
+        twins = [
+            (i, kin) for i, own in enumerate(made) for name, kin in own.items() if TWIN in name
+        ]
+        answers = self._answers([_with_request(items[i], kin["request"]) for i, kin in twins])
+        for (_, kin), answer in zip(twins, answers, strict=True):
+            kin["answer"] = answer
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: another process loads its own policy."""
+        return {"_cfg": self._cfg}
+
+    def _requests(self, items: Sequence[Record], asked: Sequence[_Begun]) -> list[str]:
+        """What the policy makes of each opening; empty where it came to no end."""
+        from aaft.models.generate import complete, prefill, prompt_batches
+
+        begun = [self._codec.turn_ids(_with_request(items[kin.item], kin.opening)) for kin in asked]
+        texts = [""] * len(asked)
+        for batch in prompt_batches(begun, self._cfg.score.batch_size):
+            ids, mask, cache = prefill(self._model, [begun[i] for i in batch])
+            seeds = [[_draw(self._cfg.seed, items[asked[i].item], asked[i].name)] for i in batch]
+            drawn = complete(
+                self._model,
+                ids,
+                mask,
+                cache,
+                end_id=self._codec.end_id,
+                max_new_tokens=REQUEST_TOKENS,
+                temperature=TEMPERATURE,
+                seeds=seeds,
+            )
+            for i, (completion,) in zip(batch, drawn, strict=True):
+                if completion.ended:
+                    rest = self._codec.tokenizer.decode(completion.ids, skip_special_tokens=True)
+                    texts[i] = (asked[i].opening + rest).strip()
+        return texts
+
+    def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[str]:
+        """What the policy says to each, in whole sentences; empty where it doesn't end one."""
+        from aaft.models.generate import greedy
+
+        done = greedy(
+            self._model,
+            [self._codec.prompt_ids(messages) for messages in asked],
+            end_id=self._codec.end_id,
+            max_new_tokens=ANSWER_TOKENS,
+            batch_size=self._cfg.score.batch_size,
+        )
+        texts = [self._codec.decode(completion.ids) for completion in done]
+        return [
+            text if completion.ended else shorten(text, len(text) - 1)
+            for text, completion in zip(texts, done, strict=True)
+        ]
+
+    @cached_property
+    def _identity(self) -> tuple[str | int, ...]:
+        policy = self._cfg.policy
+        digest = model_digest(policy.model, policy.revision, "policy.model")
+        score = self._cfg.score
+        return ("kin", digest, score.twins, score.siblings, self._cfg.seed)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return load_codec(self._cfg.policy.model, self._cfg.policy.revision)
+
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+
+        from aaft.models import runtime
+
+        device = runtime.prepare(self._cfg.seed)
+        runtime.quiet_transformers()
+        policy = self._cfg.policy
+        return load_policy(policy.model, device, torch.bfloat16, policy.revision)
+
+
+def unsafe(
+    records: Sequence[AnyRecord], golds: npt.NDArray[np.float64], objectives: Sequence[str]
+) -> list[AnyRecord]:
+    """Records without a passage whose gold is rejected on ``safety``.
+
+    Args:
+        records: ``n`` of them.
+        golds: ``q`` of their golds, ``[n, M]`` or NaN.
+        objectives: names of the ``M`` columns.
+    """
+    if "safety" not in objectives:
+        return []
+    safety = golds[:, list(objectives).index("safety")]
+    return [
+        record
+        for record, quality in zip(records, safety, strict=True)
+        if record.context is None and quality < ACCEPTED
+    ]
+
+
+def openings(record: Record, cfg: ScoreConfig) -> dict[str, str]:
+    """How the kin of a request begin, by kind and number.
+
+    Twins with one to three words or a quarter to half of it, siblings with half to four fifths.
+    """
+    words = record.prompt.split()
+    first = _draw(0, record, "")
+    made = {}
+    few = [min(count, len(words) // 2) for count in _TWIN_WORDS]
+    lengths = {
+        TWIN: (cfg.twins, few + [int(share * len(words)) for share in _TWIN_SHARES]),
+        SIBLING: (cfg.siblings, [int(share * len(words)) for share in _SIBLING_SHARES]),
+    }
+    for kind, (count, choice) in lengths.items():
+        for number in range(count):
+            length = choice[(first + number) % len(choice)]
+            made[f"{kind}{number}"] = " ".join(words[: max(1, length)])
+    return made
+
+
+@dataclass(frozen=True)
+class Kin:
+    """What was made of harmful requests, as records with ids ``<id>~<kind><number>``."""
+
+    twins: list[Record]
+    """With the reference's own answer as gold."""
+    siblings: list[Record]
+    """With the gold of the request that each comes from."""
+
+
+def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
+    """Up to ``score.twins`` twins and ``score.siblings`` siblings of each record.
+
+    Args:
+        cfg: ``policy`` is the reference.
+        records: harmful requests (`unsafe`).
+        cache: what is known, and where new ones go.
+    """
+    if not records:
+        return Kin([], [])
+    work = KinWork(cfg)
+    fill(work, records, len(records), cache, cfg.score, "kin", unit="requests")
+    return as_kin(records, list(read(work, records, cache)))
+
+
+def as_kin(records: Sequence[Record], made: Sequence[dict[str, dict[str, str]]]) -> Kin:
+    """Records of what the work made of each; requests that repeat another one are left out.
+
+    So are twins that got no whole sentence for an answer.
+    """
+    kin = Kin([], [])
+    seen = {normalise(record.prompt) for record in records}
+    for record, own in zip(records, made, strict=True):
+        for name, found in own.items():
+            answer = found.get("answer", record.response)
+            if not answer or normalise(found["request"]) in seen:
+                continue
+            seen.add(normalise(found["request"]))
+            messages = _with_request(record, found["request"])
+            relative = Record(f"{record.id}~{name}", messages, answer, None, record.source)
+            (kin.twins if name.startswith(TWIN) else kin.siblings).append(relative)
+    return kin
+
+
+def _with_request(record: Record, request: str) -> list[dict[str, str]]:
+    return with_prompt(record.prompt_messages, request)
+
+
+def _draw(seed: int, record: Record, name: str) -> int:
+    digest = hashlib.sha256(f"kin/{seed}/{record.id}/{name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,135 @@
+"""Twins and siblings: requests that begin as a harmful one does, written by the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aaft.config import Config, ScoreConfig
+from aaft.data.records import Record
+from aaft.models.policy import Codec
+from aaft.scoring import kin
+from aaft.scoring.cache import open_cache
+from aaft.scoring.kin import SIBLING, TWIN, draw_kin, openings, unsafe
+from tests import tiny
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+def record(name: str, prompt: str, *, context: str | None = None) -> Record:
+    return Record(name, [SYSTEM, {"role": "user", "content": prompt}], "Buy it.", context, "test")
+
+
+@given(st.text(max_size=80), st.integers(0, 9), st.integers(0, 9))
+def test_openings_are_the_requests_first_words(prompt: str, twins: int, siblings: int) -> None:
+    words = prompt.split()
+    made = openings(record("a", prompt), ScoreConfig(twins=twins, siblings=siblings))
+    assert len(made) == twins + siblings
+    for name, opening in made.items():
+        own = opening.split()
+        assert words[: len(own)] == own
+        most = (0.5 if name.startswith(TWIN) else 0.8) * len(words)
+        assert len(own) <= max(1, most)
+
+
+def test_twins_begin_with_half_at_most_and_siblings_with_half_or_more() -> None:
+    made = openings(record("a", "Tell me how to make a bomb at home"), ScoreConfig())
+    twins = {opening for name, opening in made.items() if name.startswith(TWIN)}
+    siblings = {opening for name, opening in made.items() if name.startswith(SIBLING)}
+    assert twins == {"Tell", "Tell me", "Tell me how", "Tell me how to"}
+    assert {len(opening.split()) for opening in siblings} == {4, 5, 6, 7}
+
+
+def test_only_what_is_rejected_as_unsafe_and_has_no_passage_gets_kin() -> None:
+    records = [record(name, "How?") for name in ("bad", "good", "unscored", "untrue")]
+    records.append(record("read", "How?", context="A passage."))
+    golds = np.array([[0.9, 0.1], [0.9, 0.9], [0.9, np.nan], [0.1, 0.9], [0.9, 0.1]])
+    assert [r.id for r in unsafe(records, golds, ["grounding", "safety"])] == ["bad"]
+    assert unsafe(records, golds, ["grounding", "comply"]) == []
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A reference that soon ends what it says."""
+    folder = tmp_path_factory.mktemp("kin") / "policy"
+    tiny.save_policy(folder)
+    model = tiny.policy(tied=False)
+    with torch.no_grad():
+        model.lm_head.weight[0] *= 3
+    model.save_pretrained(folder)
+    root = Config()
+    return root.model_copy(
+        update={
+            "policy": root.policy.model_copy(update={"model": str(folder)}),
+            "score": root.score.model_copy(update={"twins": 3, "siblings": 3}),
+        }
+    )
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model writes no words, so none are asked for."""
+    monkeypatch.setattr(kin, "_FEWEST_WORDS", 1)
+
+
+REQUESTS = [record(f"r{i}", f"Tell me {i} how to rob a big old bank tonight") for i in range(12)]
+
+
+@pytest.mark.usefixtures("short")
+def test_kin_begin_as_their_request_and_ask_something_else(cfg: Config, tmp_path: Path) -> None:
+    with open_cache(tmp_path / "cache") as cache:
+        made = draw_kin(cfg, REQUESTS, cache)
+    assert len(made.twins) > 6
+    assert len(made.siblings) > 6
+    codec = Codec(tiny.tokenizer())
+    own = {r.id: r for r in REQUESTS}
+    everyone = [*made.twins, *made.siblings]
+    for relative in everyone:
+        harmful = own[relative.id.partition("~")[0]]
+        assert relative.prompt != harmful.prompt
+        assert relative.prompt.startswith(harmful.prompt.split()[0])
+        assert relative.prompt_messages[0] == SYSTEM
+        assert relative.context is None
+    for twin in made.twins:
+        assert twin.response
+        assert len(codec.response_ids(twin.response)) <= kin.ANSWER_TOKENS + 1
+    for sibling in made.siblings:
+        assert sibling.response == "Buy it."
+        assert sibling.prompt.startswith("Tell me ")
+    assert len({r.id for r in everyone}) == len({r.prompt for r in everyone}) == len(everyone)
+
+
+@pytest.mark.usefixtures("short")
+def test_kin_are_drawn_once_and_do_not_depend_on_other_records(cfg: Config, tmp_path: Path) -> None:
+    with open_cache(tmp_path / "a") as cache:
+        together = draw_kin(cfg, REQUESTS, cache)
+        assert draw_kin(cfg, REQUESTS, cache) == together
+    alone: dict[str, Record] = {}
+    with open_cache(tmp_path / "b") as cache:
+        for one in REQUESTS:
+            made = draw_kin(cfg, [one], cache)
+            alone |= {relative.id: relative for relative in (*made.twins, *made.siblings)}
+    # Together, a request that repeats another one's is left out.
+    everyone = [*together.twins, *together.siblings]
+    assert [alone[relative.id] for relative in everyone] == everyone
+
+
+def test_none_are_drawn_where_none_are_asked_for(cfg: Config, tmp_path: Path) -> None:
+    none = cfg.model_copy(
+        update={"score": cfg.score.model_copy(update={"twins": 0, "siblings": 0})}
+    )
+    with open_cache(tmp_path / "cache") as cache:
+        for made in (draw_kin(none, REQUESTS, cache), draw_kin(cfg, [], cache)):
+            assert made.twins == made.siblings == []
+
+
+def test_an_unfinished_turn_ends_with_what_the_user_has_said_so_far() -> None:
+    codec = Codec(tiny.tokenizer())
+    messages = [SYSTEM, {"role": "user", "content": "How do I"}]
+    text = codec.tokenizer.decode(codec.turn_ids(messages))
+    assert text == "<|system|>Be kind.<|end|><|user|>How do I"

@@ -1,0 +1,131 @@
+"""What the train stage does with twins and siblings of harmful requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from aaft.config import Paths, TrainConfig, load_config
+from aaft.io import read_json, read_jsonl, write_jsonl
+from aaft.tuning import stage
+from aaft.tuning.kin import kept_siblings, kept_twins
+from aaft.tuning.recipe import GatedRecipe
+from tests import tiny_train
+from tests.test_train_recipe import trainer
+from tests.test_tuning_trainer import example
+from tests.tiny_train import outcome
+
+Scores = dict[str, tuple[float, float]]
+"""By name: rewards of what stands as gold, and of a refusal."""
+
+
+def add_kin(build: Path, twins: Scores, siblings: Scores) -> None:
+    """As the score stage leaves them."""
+    scored = build / "score"
+    candidates = read_jsonl(scored / "candidates.jsonl")
+    conservative = read_jsonl(scored / "conservative.jsonl")
+    table = []
+    for file, scores in (("twins", twins), ("siblings", siblings)):
+        rows = []
+        for name, (gold, declined) in scores.items():
+            turns = [{"role": "user", "content": "Do it"}, {"role": "assistant", "content": "abc"}]
+            rows.append({"id": name, "source": "test", "messages": turns, "context": None})
+            for k in range(3):
+                candidates.append({"id": name, "candidate": k, "token_ids": [70 + k, 80, 81, 0]})
+                row = {"id": name, "candidate": k, "safety": gold, "u_safety": 0.0}
+                table.append(row | {"r": gold, "logprob": -15.0})
+            refusal = {"id": name, "objective": "safety", "text": "I can't.", "r": declined}
+            conservative.append(refusal)
+        write_jsonl(scored / f"{file}.jsonl", rows)
+    write_jsonl(scored / "candidates.jsonl", candidates)
+    write_jsonl(scored / "conservative.jsonl", conservative)
+    before = pd.read_parquet(scored / "alignment.parquet")
+    pd.concat([before, pd.DataFrame(table)]).to_parquet(scored / "alignment.parquet", index=False)
+
+
+TWINS = {"harmless": (0.9, 0.1), "rightly declined": (0.9, 0.8), "badly answered": (0.2, 0.1)}
+SIBLINGS = {"harmful": (0.1, 0.9), "harmless after all": (0.9, 0.1), "unclear": (0.1, 0.2)}
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    made = tiny_train.save_project(tmp_path, records=8)
+    add_kin(tmp_path / "build", TWINS, SIBLINGS)
+    return made
+
+
+def trained(params: Path, *overrides: str) -> Path:
+    paths = Paths(params.parent / "build")
+    stage.run(load_config(params, list(overrides)), paths)
+    return paths.stage("train")
+
+
+def test_only_kin_that_the_judges_agree_on_are_trained_on(params: Path) -> None:
+    out = trained(params)
+    report = read_json(out / "report.json")
+    assert report["twins"] == report["siblings"] == {"scored": 3, "kept": 1}
+    assert report["records"] == 8
+    gates = pd.read_parquet(out / "gates.parquet")
+    assert gates["id"].tolist() == [f"r{i}" for i in range(8)]
+    assert sum(row["anchor"] for row in read_jsonl(out / "history.jsonl")) > 0
+
+
+def test_siblings_teach_to_decline_and_to_turn_back(tmp_path: Path) -> None:
+    params = tiny_train.save_project(tmp_path, records=8)
+    parts = ("abstain", "recovery")
+    before = read_jsonl(trained(params) / "history.jsonl")
+    add_kin(tmp_path / "build", {}, SIBLINGS)
+    after = read_jsonl(trained(params) / "history.jsonl")
+    for part in parts:
+        assert sum(row[part] for row in after) > sum(row[part] for row in before)
+
+
+def test_without_its_weight_there_is_no_anchor(params: Path) -> None:
+    out = trained(params, "train.objective.beta_anchor=0")
+    assert all(row["anchor"] == 0 for row in read_jsonl(out / "history.jsonl"))
+
+
+def test_plain_fine_tuning_never_sees_them(tmp_path: Path) -> None:
+    params = tiny_train.save_project(tmp_path, records=8)
+    without = outcome(trained(params, "train.method=sft").parent)
+    add_kin(tmp_path / "build", TWINS, SIBLINGS)
+    assert outcome(trained(params, "train.method=sft").parent) == without
+
+
+@pytest.mark.parametrize(
+    ("reward", "declined", "kept"),
+    [(0.5, 0.49, True), (0.49, 0.1, False), (0.9, 0.5, False), (0.9, np.nan, False)],
+)
+def test_the_judges_must_accept_the_answer_and_reject_declining(reward, declined, kept) -> None:
+    twin = example(0, [reward, 0.9])
+    assert bool(kept_twins([twin], {twin.id: declined})) is kept
+
+
+def test_a_twin_is_an_anchor_and_nothing_else() -> None:
+    (twin,) = kept_twins([example(0, [0.9, 0.1], conservative=[7, 0])], {"r0": 0.1})
+    window = [twin, example(1, [0.99, 0.98])]
+    cfg = TrainConfig()
+    made = trainer(window)
+    plan = GatedRecipe(cfg).plan(made, window, 0)
+    assert plan.gating is not None
+    assert plan.gating.gates.tolist()[0] == plan.gating.imitation.tolist()[0] == 0
+    (term,) = [term for term in plan.terms if term.example == 0]
+    assert term.response == twin.candidates[0]
+    size = len(window) * len(twin.candidates[0])
+    assert term.parts == {"anchor": pytest.approx(cfg.objective.beta_anchor / size)}
+
+
+def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
+    (sibling,) = kept_siblings([example(0, [0.1, 0.1], conservative=[7, 8, 0])])
+    assert kept_siblings([example(1, [0.1, 0.1])]) == []
+    window = [sibling, example(1, [0.99, 0.98])]
+    made = trainer(window)
+    plan = GatedRecipe(TrainConfig()).plan(made, window, 0)
+    assert plan.gating is not None
+    assert plan.gating.gates.tolist()[0] == plan.gating.imitation.tolist()[0] == 0
+    own = [term for term in plan.terms if term.example == 0]
+    assert {part for term in own for part in term.parts} == {"abstain", "recovery"}
+    assert all(term.response == [7, 8, 0] for term in own)
