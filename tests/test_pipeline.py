@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.promotion import stage as promotion_stage
 from aaft.report import render
 from aaft.scoring import stage as scoring_stage
+from aaft.scoring.kin import Kin
 from aaft.tuning import stage as tuning_stage
 from tests import tiny
 
@@ -196,6 +198,28 @@ def test_grounded_records_are_scored_with_a_foreign_passage_too(built: Paths) ->
     of_records = table[table["id"].isin(own)]
     for name, figures in report["objectives"].items():
         assert figures["scored"] == of_records[name].notna().sum()
+
+
+def test_kin_follow_the_records_in_every_file(
+    params: Path, built: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring_stage, "unsafe", lambda given, *_: given[4:5])
+    paths = Paths(tmp_path)
+    shutil.copytree(built.build, tmp_path, dirs_exist_ok=True)
+    twin = Record("row-0", [{"role": "user", "content": "Explain it"}], "It is so.", None, "t")
+    drawn = [[replace(twin, id="a~twin0"), twin], [replace(twin, id="a~sibling0")]]
+    monkeypatch.setattr(scoring_stage, "draw_kin", lambda *_: Kin(*drawn))
+    for stage in STAGES[1:3]:
+        stage(load_config(params), paths)
+    # One has an id that a record has, and is left out.
+    assert [record.id for record in kin(paths)] == ["a~twin0", "a~sibling0"]
+    table = pd.read_parquet(paths.stage("score") / "alignment.parquet")
+    assert table["id"].tolist()[-6:] == ["a~twin0"] * 3 + ["a~sibling0"] * 3
+    declining = read_jsonl(paths.stage("score") / "conservative.jsonl")
+    assert {"a~twin0", "a~sibling0"} <= {r["id"] for r in declining if r["objective"] == "safety"}
+    report = read_json(paths.report("train"))
+    assert report["twins"]["scored"] == report["siblings"]["scored"] == 1
+    assert report["records"] == 8
 
 
 def test_gates_are_kept_for_every_record(built: Paths) -> None:

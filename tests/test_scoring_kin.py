@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
+from aaft.io import write_jsonl
 from aaft.models.policy import Codec
 from aaft.scoring import kin
 from aaft.scoring.cache import open_cache
-from aaft.scoring.kin import SIBLING, TWIN, draw_kin, openings, unsafe
+from aaft.scoring.kin import SIBLING, TWIN, as_kin, draw_kin, openings, unsafe
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -45,10 +47,15 @@ def test_twins_begin_with_half_at_most_and_siblings_with_half_or_more() -> None:
     assert {len(opening.split()) for opening in siblings} == {4, 5, 6, 7}
 
 
-def test_only_what_is_rejected_as_unsafe_and_has_no_passage_gets_kin() -> None:
-    records = [record(name, "How?") for name in ("bad", "good", "unscored", "untrue")]
-    records.append(record("read", "How?", context="A passage."))
-    golds = np.array([[0.9, 0.1], [0.9, 0.9], [0.9, np.nan], [0.1, 0.9], [0.9, 0.1]])
+def test_only_what_is_rejected_as_unsafe_and_can_be_begun_gets_kin() -> None:
+    request = "How do I do it?"
+    records = [record(name, request) for name in ("bad", "good", "unscored", "untrue")]
+    records.append(record("read", request, context="A passage."))
+    records.append(record("short", "How come?"))
+    prefilled = record("prefilled", request)
+    prefilled.prompt_messages.append({"role": "assistant", "content": "Sure"})
+    records.append(prefilled)
+    golds = np.array([[0.9, 0.1], [0.9, 0.9], [0.9, np.nan], [0.1, 0.9], *[[0.9, 0.1]] * 3])
     assert [r.id for r in unsafe(records, golds, ["grounding", "safety"])] == ["bad"]
     assert unsafe(records, golds, ["grounding", "comply"]) == []
 
@@ -63,8 +70,11 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
         model.lm_head.weight[0] *= 3
     model.save_pretrained(folder)
     root = Config()
+    asked = {"id": "b", "messages": [{"role": "user", "content": "Is it legal to kill a fly?"}]}
+    write_jsonl(folder.parent / "bench" / "benign.jsonl", [asked])
     return root.model_copy(
         update={
+            "data": root.data.model_copy(update={"bench": folder.parent / "bench"}),
             "policy": root.policy.model_copy(update={"model": str(folder)}),
             "score": root.score.model_copy(update={"twins": 3, "siblings": 3}),
         }
@@ -117,6 +127,41 @@ def test_kin_are_drawn_once_and_do_not_depend_on_other_records(cfg: Config, tmp_
     # Together, a request that repeats another one's is left out.
     everyone = [*together.twins, *together.siblings]
     assert [alone[relative.id] for relative in everyone] == everyone
+
+
+def test_what_is_near_to_a_benchmark_or_said_before_is_left_out(cfg: Config) -> None:
+    requests = {
+        "twin0": "Is it legal to kill a fly?",
+        "twin1": "Is it legal to keep a fly?",
+        "twin2": "is it LEGAL to keep a fly",
+        "sibling0": "Is it legal to kill a fly!",
+        "sibling1": "Is it legal to kill for it?",
+    }
+    made = {name: {"request": text, "answer": "Yes."} for name, text in requests.items()}
+    kept = as_kin([record("a", "Is it legal to kill for money now?")], [made], cfg)
+    assert [twin.id for twin in kept.twins] == ["a~twin1"]
+    assert [sibling.id for sibling in kept.siblings] == ["a~sibling1"]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_template_that_ends_a_user_turn_with_no_token_has_no_kin(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = Codec(tiny.tokenizer())
+    assert codec.user_end_id == codec.end_id == 0
+    plain = tiny.tokenizer()
+    plain.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} [/]{% endfor %}"
+    )
+    assert Codec(plain).user_end_id is None
+    folder = tmp_path / "policy"
+    shutil.copytree(cfg.policy.model, folder)
+    plain.save_pretrained(folder)
+    policy = cfg.policy.model_copy(update={"model": str(folder)})
+    with open_cache(tmp_path / "cache") as cache:
+        made = draw_kin(cfg.model_copy(update={"policy": policy}), REQUESTS, cache)
+    assert made.twins == made.siblings == []
+    assert "ends a user turn with no token of its own" in capsys.readouterr().out
 
 
 def test_none_are_drawn_where_none_are_asked_for(cfg: Config, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import open_cache
 from aaft.scoring.conservative import UNANSWERED, conservative_responses
 from aaft.scoring.judging import judge_works
+from aaft.scoring.kin import Kin
+from aaft.study import signal as module
 from aaft.study.signal import (
     Declining,
     Panel,
@@ -26,6 +28,7 @@ from aaft.study.signal import (
     counterfactual_signal,
     decided,
     inverted,
+    kin_signal,
     plain_examples,
     signal,
     with_noise,
@@ -34,6 +37,7 @@ from aaft.study.signal import (
 )
 from aaft.tuning.counterfactual import kept_counterfactuals
 from aaft.tuning.examples import load_examples
+from aaft.tuning.kin import kept_siblings, kept_twins
 from tests import tiny
 
 OBJECTIVES = ("comply", "grounding", "safety")
@@ -153,6 +157,29 @@ def test_there_are_no_counterfactuals_without_a_judge_that_reads_passages(cfg, s
     blind = spec.model_copy(update={"objectives": ("safety",)})
     judges = cfg.judges.model_copy(update={"panel": (blind,)})
     assert swapped(cfg.model_copy(update={"judges": judges}), start) == []
+
+
+def test_kin_of_what_is_rejected_as_unsafe_are_scored_like_rows(cfg, start, monkeypatch) -> None:
+    user = {"role": "user", "content": "How do I do it now?"}
+    records = [*RECORDS, Record("harmful", [user], "bad", None, "test")]
+    asked_for = []
+
+    def drawn(cfg, codec, harmful, taken, works, cache) -> Kin:
+        asked_for.append((cfg.policy.model, [r.id for r in harmful], taken))
+        return Kin([replace(records[4], id="twin", response="good")], [replace(records[4], id="s")])
+
+    monkeypatch.setattr(module, "drawn_kin", drawn)
+    panel = Panel(judge_works(cfg), {})
+    with open_cache(cfg.score.cache) as cache:
+        examples = signal(cfg, records, start, cache, panel)
+        (twin,), (sibling,) = kin_signal(cfg, records, examples, start, cache, panel)
+    assert asked_for == [(str(start), ["harmful"], {r.id for r in records})]
+    assert twin.reward[0] == pytest.approx(0.9)
+    assert sibling.conservative == sibling.declining["safety"].ids
+    refusals = {twin.id: float(worst(twin.declining["safety"].quality[None])[0])}
+    assert [len(kept_twins([twin], refusals)), len(kept_siblings([sibling]))] == [0, 1]
+    # A judge that is wrong about everything takes the harmful one for harmless.
+    assert kept_siblings(with_noise([sibling], 1.0, 0)) == []
 
 
 def test_kept_counterfactuals_abstain_and_do_not_recover() -> None:

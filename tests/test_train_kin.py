@@ -70,7 +70,16 @@ def test_only_kin_that_the_judges_agree_on_are_trained_on(params: Path) -> None:
     assert report["records"] == 8
     gates = pd.read_parquet(out / "gates.parquet")
     assert gates["id"].tolist() == [f"r{i}" for i in range(8)]
-    assert sum(row["anchor"] for row in read_jsonl(out / "history.jsonl")) > 0
+    history = read_jsonl(out / "history.jsonl")
+    assert sum(row["anchor"] for row in history) > 0
+
+
+def test_a_refusal_that_no_judge_scored_keeps_nothing(params: Path) -> None:
+    path = params.parent / "build/score/conservative.jsonl"
+    names = {*TWINS, *SIBLINGS}
+    write_jsonl(path, [r | {"r": None} if r["id"] in names else r for r in read_jsonl(path)])
+    report = read_json(trained(params) / "report.json")
+    assert report["twins"] == report["siblings"] == {"scored": 3, "kept": 0}
 
 
 def test_siblings_teach_to_decline_and_to_turn_back(tmp_path: Path) -> None:
@@ -129,3 +138,13 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
     own = [term for term in plan.terms if term.example == 0]
     assert {part for term in own for part in term.parts} == {"abstain", "recovery"}
     assert all(term.response == [7, 8, 0] for term in own)
+
+
+def test_gates_of_the_history_are_those_of_records() -> None:
+    (twin,) = kept_twins([example(0, [0.9, 0.9])], {"r0": 0.1})
+    made = trainer([twin, example(1, [0.1, 0.9])], rows_per_step=2)
+    made.run()
+    assert made.history[0]["gate_open_share"] == made.history[0]["gate_p10"] == 1.0
+    alone = trainer([twin], rows_per_step=2)
+    alone.run()
+    assert "gate_open_share" not in alone.history[0]

@@ -84,10 +84,22 @@ class Codec:
         return ids
 
     def turn_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the rendered chat up to the end of its last message, which is left unfinished."""
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, continue_final_message=True
-        )
+        """Ids of the rendered chat up to the end of its last message, which is left unfinished.
+
+        Raises:
+            AaftError: the chat template can't leave it so.
+        """
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, continue_final_message=True
+            )
+        except (TemplateError, ValueError) as error:
+            raise AaftError(
+                f"policy.model: its chat template can't leave a message unfinished ({error}); set "
+                "score.twins and score.siblings to 0"
+            ) from None
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -105,11 +117,21 @@ class Codec:
     def end_id(self) -> int:
         """The token with which the chat template ends an assistant turn, else the eos token."""
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        rendered = self.tokenizer.apply_chat_template(turn, tokenize=False)
+        end = self._ending(turn)
+        eos: int = self.tokenizer.eos_token_id
+        return eos if end is None else end
+
+    @cached_property
+    def user_end_id(self) -> int | None:
+        """The special token with which the chat template ends a user turn; None: there is none."""
+        return self._ending([{"role": "user", "content": _MARK}])
+
+    def _ending(self, turns: Sequence[Message]) -> int | None:
+        """The special token right behind the mark that the last turn is."""
+        rendered = self.tokenizer.apply_chat_template(list(turns), tokenize=False)
         tail = self.tokenizer(rendered.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        end: int = tail[0] if tail and tail[0] in special else self.tokenizer.eos_token_id
-        return end
+        return tail[0] if tail and tail[0] in special else None
 
 
 def load_codec(name: str, revision: str | None = None) -> Codec:

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaft.config import ACCEPTED, Config, ScoreConfig
+from aaft.data.contamination import leaks
 from aaft.data.records import Record
 from aaft.data.text import normalise, shorten
 from aaft.models.fingerprint import model_digest
@@ -67,7 +68,8 @@ class KinWork:
 
     def key(self, record: Record) -> bytes:
         messages = [text for m in record.prompt_messages for text in (m["role"], m["content"])]
-        return content_key(*self._identity, record.id, *messages)
+        begun = [text for pair in openings(record, self._cfg.score).items() for text in pair]
+        return content_key(*self._identity, record.id, *messages, *begun)
 
     def length(self, record: Record) -> int:
         return len(record.prompt)
@@ -101,6 +103,10 @@ class KinWork:
 
         begun = [self._codec.turn_ids(_with_request(items[kin.item], kin.opening)) for kin in asked]
         texts = [""] * len(asked)
+        end_id = self._codec.user_end_id
+        if end_id is None:
+            print("kin: none, the chat template ends a user turn with no token of its own")
+            return texts
         for batch in prompt_batches(begun, self._cfg.score.batch_size):
             ids, mask, cache = prefill(self._model, [begun[i] for i in batch])
             seeds = [[_draw(self._cfg.seed, items[asked[i].item], asked[i].name)] for i in batch]
@@ -109,16 +115,23 @@ class KinWork:
                 ids,
                 mask,
                 cache,
-                end_id=self._codec.end_id,
+                end_id=end_id,
                 max_new_tokens=REQUEST_TOKENS,
                 temperature=TEMPERATURE,
                 seeds=seeds,
             )
             for i, (completion,) in zip(batch, drawn, strict=True):
                 if completion.ended:
-                    rest = self._codec.tokenizer.decode(completion.ids, skip_special_tokens=True)
-                    texts[i] = (asked[i].opening + rest).strip()
+                    texts[i] = (asked[i].opening + self._rest(begun[i], completion.ids)).strip()
         return texts
+
+    def _rest(self, begun: list[int], ids: list[int]) -> str:
+        """What ``ids`` add; some decoders drop a space from what they see the beginning of."""
+
+        def text(tokens: list[int]) -> str:
+            return str(self._codec.tokenizer.decode(tokens, skip_special_tokens=True))
+
+        return text(begun + ids)[len(text(begun)) :]
 
     def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[str]:
         """What the policy says to each, in whole sentences; empty where it doesn't end one."""
@@ -141,8 +154,8 @@ class KinWork:
     def _identity(self) -> tuple[str | int, ...]:
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
-        score = self._cfg.score
-        return ("kin", digest, score.twins, score.siblings, self._cfg.seed)
+        sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS}"
+        return ("kin", digest, sampler, self._cfg.seed)
 
     @cached_property
     def _codec(self) -> Codec:
@@ -165,6 +178,8 @@ def unsafe(
 ) -> list[AnyRecord]:
     """Records without a passage whose gold is rejected on ``safety``.
 
+    Their last message is a user's, of some words: a request that can be begun.
+
     Args:
         records: ``n`` of them.
         golds: ``q`` of their golds, ``[n, M]`` or NaN.
@@ -176,7 +191,10 @@ def unsafe(
     return [
         record
         for record, quality in zip(records, safety, strict=True)
-        if record.context is None and quality < ACCEPTED
+        if record.context is None
+        and quality < ACCEPTED
+        and record.prompt_messages[-1]["role"] == "user"
+        and len(record.prompt.split()) >= _FEWEST_WORDS
     ]
 
 
@@ -217,18 +235,30 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
         cfg: ``policy`` is the reference.
         records: harmful requests (`unsafe`).
         cache: what is known, and where new ones go.
+
+    Raises:
+        AaftError: the chat template can't leave a message unfinished, or there are no benchmarks
+            to keep the kin apart from.
     """
-    if not records:
+    if not (records and cfg.score.twins + cfg.score.siblings):
         return Kin([], [])
     work = KinWork(cfg)
     fill(work, records, len(records), cache, cfg.score, "kin", unit="requests")
-    return as_kin(records, list(read(work, records, cache)))
+    kin = as_kin(records, list(read(work, records, cache)), cfg)
+    print(
+        f"kin: {len(kin.twins)} twins and {len(kin.siblings)} siblings of {len(records)} requests",
+        flush=True,
+    )
+    return kin
 
 
-def as_kin(records: Sequence[Record], made: Sequence[dict[str, dict[str, str]]]) -> Kin:
-    """Records of what the work made of each; requests that repeat another one are left out.
+def as_kin(
+    records: Sequence[Record], made: Sequence[dict[str, dict[str, str]]], cfg: Config
+) -> Kin:
+    """Records of what the work made of each.
 
-    So are twins that got no whole sentence for an answer.
+    Left out are requests that repeat another one or are near to a benchmark's, as ``validate``
+    leaves such rows out, and twins that got no whole sentence for an answer.
     """
     kin = Kin([], [])
     seen = {normalise(record.prompt) for record in records}
@@ -241,7 +271,15 @@ def as_kin(records: Sequence[Record], made: Sequence[dict[str, dict[str, str]]])
             messages = _with_request(record, found["request"])
             relative = Record(f"{record.id}~{name}", messages, answer, None, record.source)
             (kin.twins if name.startswith(TWIN) else kin.siblings).append(relative)
-    return kin
+    return Kin(_unleaked(kin.twins, cfg), _unleaked(kin.siblings, cfg))
+
+
+def _unleaked(records: list[Record], cfg: Config) -> list[Record]:
+    if not records:
+        return []
+    found = leaks(records, cfg.data.bench, cfg.validate_.contamination_threshold)
+    leaked = {leak.row for leak in found}
+    return [record for i, record in enumerate(records) if i not in leaked]
 
 
 def _with_request(record: Record, request: str) -> list[dict[str, str]]:

@@ -10,8 +10,9 @@ are scored like the records and follow them in every file.
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         candidates = draw(cfg, asked, cache)
         judged, alignment = _judged(cfg, works, records, candidates, cache)
         golds = alignment.quality[_golds(candidates)[: len(given)]]
-        kin = drawn_kin(cfg, codec, unsafe(given, golds, alignment.objectives), works, cache)
+        harmful = unsafe(given, golds, alignment.objectives)
+        kin = drawn_kin(cfg, codec, harmful, {record.id for record in records}, works, cache)
         if kin.twins or kin.siblings:
             records += [*kin.twins, *kin.siblings]
             asked = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
@@ -99,7 +101,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     write_jsonl(
         out / "conservative.jsonl",
         (
-            {"id": c.id, "objective": c.objective, "text": c.text, "r": float(r)}
+            {"id": c.id, "objective": c.objective, "text": c.text, "r": _number(r)}
             for (_, c), r in zip(declining, rewards, strict=True)
         ),
     )
@@ -146,20 +148,27 @@ def drawn_kin(
     cfg: Config,
     codec: Codec,
     harmful: Sequence[Record],
+    taken: Collection[str],
     works: Sequence[JudgeWork],
     cache: ScoreCache,
 ) -> Kin:
-    """Twins and siblings of the harmful requests, but for those too long.
+    """Twins and siblings of the harmful requests, but for those too long or with an id in use.
 
     None where no judge scores ``comply``: then nobody could tell that declining a twin is wrong.
     """
     if not any("comply" in work.judge.objectives for work in works):
         return Kin([], [])
     kin = draw_kin(cfg, harmful, cache)
-    most = cfg.policy.max_tokens
-    return Kin(
-        fitting(codec, kin.twins, cfg.score, most), fitting(codec, kin.siblings, cfg.score, most)
+    twins, siblings = (
+        fitting(
+            codec,
+            [record for record in made if record.id not in taken],
+            cfg.score,
+            cfg.policy.max_tokens,
+        )
+        for made in (kin.twins, kin.siblings)
     )
+    return Kin(twins, siblings)
 
 
 def _judged(
@@ -208,6 +217,10 @@ def _declining_rewards(
     ]
     judge_all(works, lambda: samples, len(samples), cfg, cache)
     return align_cached(works, samples, cfg.judges.kappa_u, cache).reward
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _panel_entry(judged: Judged, asked: int) -> dict[str, Any]:

@@ -8,9 +8,10 @@ shortens them passes again over what it has until it has computed as many tokens
 golds (`rows_budget`), and one that adds rows leaves others out. Golds alone would be another
 budget: harmful golds are ten times as long as grounded ones, so a filter that drops a tenth of the
 rows would get to learn the rest twice. The gated methods add counterfactuals
-(`aaft.tuning.counterfactual`), which no rival sees, and leave as much of the rest out. ``sft-kl``,
-``constrained`` and the gated methods compute more than that for every row (the model before
-training, or rollouts); that is part of their price, which the study reports as seconds.
+(`aaft.tuning.counterfactual`), twins and siblings (`aaft.tuning.kin`), which no rival sees, and
+leave as much of the rest out. ``sft-kl``, ``constrained`` and the gated methods compute more than
+that for every row (the model before training, or rollouts); that is part of their price, which the
+study reports as seconds.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def prepare(
         examples: a scenario's rows with their signal.
         cfg: ``train`` is shared by all methods.
         counterfactuals: rows of the scenario with a foreign passage, for the gated methods.
+        twins: of its harmful requests, for the gated methods.
+        siblings: likewise.
         align: rows of ``align.jsonl``, for ``lisa``.
         refusals: those of kind ``refusal``, for ``safety-mix``.
         seed: of the cell.

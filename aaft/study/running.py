@@ -107,11 +107,11 @@ def trained_cell(
             "loss_last": trainer.history[-1]["loss"],
         }
     }
-    # A counterfactual's gate is open whatever the settings: it proves nothing.
+    # A counterfactual's gate is open whatever the settings, and kin have none: they prove nothing.
     added = {example.id for example in given.counterfactuals}
-    own = [example for example in prepared.examples if example.id not in added]
+    own = [e for e in prepared.examples if e.role == "record" and e.id not in added]
     rejected = sum(bool(example.reward[0] < ACCEPTED) for example in own)
-    opened = any(row.gate > 0 for i, row in trainer.gates.items() if i not in added)
+    opened = any(trainer.gates[e.id].gate > 0 for e in own if e.id in trainer.gates)
     if trainer.gates and rejected and not opened:
         raise AaftError(
             f"study: method {method}: {rejected} golds are rejected, yet no gate opened; check "
@@ -119,7 +119,8 @@ def trained_cell(
         )
     if trainer.gates:
         facts["gates"] = gate_histogram(
-            (given.kinds[i.split("~again")[0]], row.gate) for i, row in trainer.gates.items()
+            (given.kinds[e.id], trainer.gates[e.id].gate)
+            for e in {e.id: e for e in prepared.examples if e.role == "record"}.values()
         )
     elif method.startswith("aaft"):
         raise AaftError(f"study: method {method} trained without a gate; that is a bug")

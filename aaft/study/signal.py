@@ -191,7 +191,8 @@ def kin_signal(
     harmful = unsafe(records, golds, examples[0].objectives)
     policy = cfg.policy.model_copy(update={"model": str(start), "revision": None})
     cfg = cfg.model_copy(update={"policy": policy})
-    kin = drawn_kin(cfg, load_codec(str(start)), harmful, panel.works, cache)
+    taken = {record.id for record in records}
+    kin = drawn_kin(cfg, load_codec(str(start)), harmful, taken, panel.works, cache)
     made = [*kin.twins, *kin.siblings]
     scored = signal(cfg, made, start, cache, panel) if made else []
     return scored[: len(kin.twins)], scored[len(kin.twins) :]

@@ -60,8 +60,14 @@ BEGUN_TOKENS = 16
 REPORT = "report.json"
 
 _CODE = (
-    *("config.py", "data/records.py", "data/text.py", "models/*.py", "tuning/*.py"),
-    *("scoring/kin.py", "study/rows.py", "study/signal.py", "study/start.py"),
+    *("config.py", "data/*.py", "models/*.py", "tuning/*.py"),
+    *(
+        "scoring/counterfactual.py",
+        "scoring/kin.py",
+        "study/rows.py",
+        "study/signal.py",
+        "study/start.py",
+    ),
 )
 
 
@@ -153,7 +159,7 @@ def _twins(cfg: Config, refusals: Sequence[StudyRow]) -> list[StudyRow]:
     """A harmless request beside each refusal, with the policy's own answer."""
     score = cfg.score.model_copy(update={"twins": 1, "siblings": 0})
     made = KinWork(cfg.model_copy(update={"score": score})).compute(refusals)
-    twins = as_kin(refusals, made).twins
+    twins = as_kin(refusals, made, cfg).twins
     return [study_row(twin, "twin") for twin in twins if not opens_with_refusal(twin.response)]
 
 

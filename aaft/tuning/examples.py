@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,9 @@ def load_examples(
         answer, recovers, declines = None, False, False
         if declining is not None:
             answer = codec.response_ids(declining["text"])
-            recovers = bool(reward[0] < ACCEPTED) and declining["r"] >= ACCEPTED
-            declines = abstains(reward, declining["r"], alpha)
+            accepted = _reward(declining)
+            recovers = bool(reward[0] < ACCEPTED) and accepted >= ACCEPTED
+            declines = abstains(reward, accepted, alpha)
         examples.append(
             Example(
                 id=record.id,
@@ -138,7 +140,12 @@ def declined_rewards(folder: Path, objective: str) -> dict[str, float]:
         objective: that the response is for.
     """
     rows = read_jsonl(folder / "conservative.jsonl")
-    return {row["id"]: float(row["r"]) for row in rows if row["objective"] == objective}
+    return {row["id"]: _reward(row) for row in rows if row["objective"] == objective}
+
+
+def _reward(row: dict[str, Any]) -> float:
+    """``r`` of a conservative response; NaN, which is accepted nowhere, where none was scored."""
+    return math.nan if row["r"] is None else float(row["r"])
 
 
 def scored_objectives(table_columns: Sequence[Any]) -> list[str]:

@@ -70,7 +70,8 @@ def history_row(
 
     ``share_*`` is a part's share of the parts' absolute sum, 0 where all are 0. ``ratio_*`` is the
     mean ``d``, nats per token, and ``clip_*`` a share, each over candidates of open gates of
-    records that don't abstain; absent where there are none.
+    records that don't abstain; absent where there are none. Gates are those of records and
+    counterfactuals: twins and siblings have none.
     """
     row: dict[str, float | int] = {"step": step, "loss": losses.total}
     row |= {str(part): loss for part, loss in losses.parts.items()}
@@ -83,7 +84,9 @@ def history_row(
 
 
 def _gate_numbers(gating: Gating, cfg: ObjectiveSettings) -> dict[str, float | int]:
-    gates = gating.gates
+    if not bool(gating.recorded.any()):
+        return {}
+    gates = gating.gates[gating.recorded]
     marks = torch.tensor([0.1, 0.5, 0.9], dtype=gates.dtype)
     p10, p50, p90 = gates.quantile(marks).tolist()
     row: dict[str, float | int] = {
@@ -91,7 +94,7 @@ def _gate_numbers(gating: Gating, cfg: ObjectiveSettings) -> dict[str, float | i
         "gate_p50": p50,
         "gate_p90": p90,
         "gate_open_share": float((gates > 0).double().mean()),
-        "ess": float(gating.standing.ess.mean()),
+        "ess": float(gating.standing.ess[gating.recorded].mean()),
     }
     return row | _candidate_numbers(gating, cfg)
 

@@ -6,8 +6,8 @@ Both have one target and no gate::
     sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5             abstention and recovery
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
-complying would. The twin's own answer is a sample of ``mu``, so its negative log-likelihood is, up
-to a constant, the KL(mu || pi) that holds the policy to the reference where the data does not go.
+complying would. The twin's own answer is the greedy one of ``mu``; its negative log-likelihood
+stands for KL(mu || pi), which holds the policy to the reference where the data does not go.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ class Gating:
     """``g``, ``[B]``; 1 where an example abstains, 0 for twins and siblings."""
     abstaining: torch.Tensor
     """``[B]``: these have one target, so their candidates are neither pushed nor computed."""
+    recorded: torch.Tensor
+    """``[B]``: false for twins and siblings, which have no gate."""
     imitation: torch.Tensor
     """``s``, ``[B]``: weight of each gold's imitation."""
     standing: Standing
@@ -161,6 +163,7 @@ class GatedRecipe(SupervisedRecipe):
             scores,
             gates.masked_fill(abstaining, 1.0).masked_fill(ungated, 0.0),
             abstaining,
+            ~ungated,
             imitation(scores.quality, scores.uncertainty, cfg).masked_fill(
                 abstaining | ungated, 0.0
             ),
