@@ -94,8 +94,8 @@ PRESETS: Mapping[str, StudyConfig] = {
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
-        rows=160,
-        bench_limit=32,
+        rows=144,
+        bench_limit=24,
         max_new_tokens=24,
         workers=2,
         train={"rows_per_step": 8},
