@@ -10,7 +10,7 @@ step    one step of ``train.method: aaft`` against the same step of ``sft``, fro
         closed  every answer certain and good, so no gate may open and the loss must be that of sft
         open    3 of 16 rows with an open gate. Their golds are called rejected and their rollouts,
                 drawn from the policy as the score stage draws them, in turn both accepted, one
-                accepted, and none; whether such a row abstains, recovers or is anchored is decided
+                accepted, and none; whether such a row abstains or recovers is decided
                 by aaft's own rules, with a judge that accepts 5% by mistake
         real    the rows and scores under build/, where a run has left them; else null
 
