@@ -81,7 +81,7 @@ class JudgeWork:
             notes = self.judge.explain(samples)
         values: list[Any] = []
         for i, sample in enumerate(samples):
-            row = [_number(scores[name][i]) for name in self.judge.objectives]
+            row = [number_or_none(scores[name][i]) for name in self.judge.objectives]
             nothing_to_score = self._reads_passage and sample.context is None
             if all(value is None for value in row) and not nothing_to_score:
                 values.append(None)
@@ -208,7 +208,8 @@ def align_cached(
     return combine_panel(scores, kappa_u)
 
 
-def _number(value: float) -> float | None:
+def number_or_none(value: float) -> float | None:
+    """``value`` as JSON has it: None for NaN."""
     return None if math.isnan(value) else float(value)
 
 

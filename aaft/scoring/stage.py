@@ -10,7 +10,6 @@ are scored like the records and follow them in every file.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -35,7 +34,14 @@ from aaft.scoring.alignment import Alignment
 from aaft.scoring.cache import ScoreCache, open_cache
 from aaft.scoring.conservative import Conservative, conservative_responses
 from aaft.scoring.counterfactual import AnyRecord, counterfactuals
-from aaft.scoring.judging import Judged, JudgeWork, align_cached, judge_all, judge_works
+from aaft.scoring.judging import (
+    Judged,
+    JudgeWork,
+    align_cached,
+    judge_all,
+    judge_works,
+    number_or_none,
+)
 from aaft.scoring.kin import Kin, draw_kin, unsafe
 from aaft.scoring.rollouts import Candidate, draw, fitting, tokenize
 
@@ -101,7 +107,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     write_jsonl(
         out / "conservative.jsonl",
         (
-            {"id": c.id, "objective": c.objective, "text": c.text, "r": _number(r)}
+            {"id": c.id, "objective": c.objective, "text": c.text, "r": number_or_none(r)}
             for (_, c), r in zip(declining, rewards, strict=True)
         ),
     )
@@ -217,10 +223,6 @@ def _declining_rewards(
     ]
     judge_all(works, lambda: samples, len(samples), cfg, cache)
     return align_cached(works, samples, cfg.judges.kappa_u, cache).reward
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _panel_entry(judged: Judged, asked: int) -> dict[str, Any]:

@@ -186,10 +186,7 @@ class _Study:
         align, codec = self._data.align, self._bench.codec
         return Rows(
             examples,
-            {row.id: row.kind for row in chosen}
-            | {e.id: "counterfactual" for e in swapped}
-            | {e.id: "twin" for e in twins}
-            | {e.id: "sibling" for e in siblings},
+            {row.id: row.kind for row in chosen} | {e.id: "counterfactual" for e in swapped},
             swapped,
             twins,
             siblings,
