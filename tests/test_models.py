@@ -54,6 +54,24 @@ def test_packed_branches_are_exact_without_autocast(model, monkeypatch) -> None:
     assert packed == pytest.approx(alone, abs=1e-4)
 
 
+def test_a_branch_with_a_given_beginning_scores_as_if_that_were_prompt(model, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: torch.enable_grad())
+    given = [0, 1, 3]
+    branches = [[8, 9], [10, 11, 12], [13, 14, 15, 16, 17]]
+    alone = [
+        plain_logprob(model, [5, 6, 7, *branch[:n]], branch[n:])
+        for branch, n in zip(branches, given, strict=True)
+    ]
+    together = pack([PackedRow([5, 6, 7], branches, given), PackedRow([9] * 9, [[4]])])
+    assert branch_logprobs(model, together).tolist()[:3] == pytest.approx(alone, abs=1e-4)
+    assert together.labels.tolist() == [8, 9, 11, 12, 16, 17, 4]
+    assert together.offset.tolist() == [0, 1] * 3 + [0]
+    for branch, n, want in zip(branches, given, alone, strict=True):
+        causal = pack([PackedRow([5, 6, 7], [branch], [n])])
+        assert causal.mask is None
+        assert branch_logprobs(model, causal).tolist() == pytest.approx([want], abs=1e-4)
+
+
 def test_token_logprobs_are_each_labels_own_and_add_up_to_the_branches(model, monkeypatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: torch.enable_grad())
     rows = [PackedRow([5, 6, 7], [[8, 9], [10]]), PackedRow([9] * 4, [[4, 5, 6]])]

@@ -145,8 +145,8 @@ def test_rows_with_a_passage_are_scored_with_a_foreign_one_too(cfg, start) -> No
     assert (lie.id, true.id) == ("r2~swap", "r3~swap")
     assert lie.prompt == codec.prompt_ids([{"role": "user", "content": "Another one. r2?"}])
     assert lie.candidates[0] == codec.response_ids("a lie")
-    (kept,) = kept_counterfactuals([lie, true])
-    assert kept.id == "r2~swap"
+    (kept,) = kept_counterfactuals([lie, true], [])
+    assert (kept.id, kept.host) == ("r2~swap", None)
     assert kept.abstention in [codec.response_ids(text) for text in UNANSWERED]
     assert swapped(cfg, start, share=0.0) == []
     assert swapped(cfg, start, RECORDS[:2]) == []
@@ -183,7 +183,7 @@ def test_kin_of_what_is_rejected_as_unsafe_are_scored_like_rows(cfg, start, monk
 
 
 def test_kept_counterfactuals_abstain_and_do_not_recover() -> None:
-    kept = kept_counterfactuals(EXAMPLES)
+    kept = kept_counterfactuals(EXAMPLES, [])
     assert [e.id for e in kept] == [e.id for e in EXAMPLES if e.conservative is not None]
     assert 0 < len(kept) < len(EXAMPLES)
     for e in kept:

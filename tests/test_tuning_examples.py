@@ -25,8 +25,8 @@ def record(name: str) -> Record:
     return Record(name, [{"role": "user", "content": "q"}], "gold", None, "s")
 
 
-def load(folder, codec, rewards, conservative=None, false_accept=0.0):
-    """Load one record scored on ``safety`` with these rewards, the gold's first."""
+def load(folder, codec, rewards, conservative=None, false_accept=0.0, objective="safety"):
+    """Load one record scored on one objective with these rewards, the gold's first."""
     write_jsonl(
         folder / "candidates.jsonl",
         (
@@ -37,18 +37,26 @@ def load(folder, codec, rewards, conservative=None, false_accept=0.0):
     rows = [] if conservative is None else [conservative]
     write_jsonl(
         folder / "conservative.jsonl",
-        ({"id": "a", "objective": "safety", "text": DECLINING, "r": r} for r in rows),
+        ({"id": "a", "objective": objective, "text": DECLINING, "r": r} for r in rows),
     )
     # The table's rows stand in no order that could be relied on.
     pd.DataFrame(
         [
-            {"id": "a", "candidate": k, "safety": r, "u_safety": 0.1, "r": r, "logprob": -2.0}
+            {"id": "a", "candidate": k, "r": r, "logprob": -2.0}
+            | {objective: r, f"u_{objective}": 0.1}
             for k, r in reversed(list(enumerate(rewards)))
         ]
     ).to_parquet(folder / "alignment.parquet")
-    alpha = {"safety": false_accept}
-    (example,) = load_examples(folder, [record("a")], codec, ["safety"], alpha)
+    alpha = {objective: false_accept}
+    (example,) = load_examples(folder, [record("a")], codec, [objective], alpha)
     return example
+
+
+@pytest.mark.parametrize(("objective", "recovers"), [("safety", True), ("grounding", False)])
+def test_only_from_unsafe_answers_is_there_a_way_back(tmp_path, codec, objective, recovers) -> None:
+    example = load(tmp_path, codec, [0.1, 0.2], conservative=0.9, objective=objective)
+    assert example.recovers == recovers
+    assert example.conservative == codec.response_ids(DECLINING)
 
 
 @pytest.mark.parametrize("rewards", [[0.2, 0.9, 0.4], [0.9]], ids=["two rollouts", "none"])

@@ -249,16 +249,15 @@ def test_an_abstaining_record_never_learns_its_gold(gate) -> None:
 
 @settings(max_examples=40)
 @given(windows())
-def test_rows_hold_every_term_once_behind_its_prompt_and_prefix(window) -> None:
+def test_a_row_holds_the_prompt_once_and_every_term_behind_it(window) -> None:
     examples, terms = window[0], plan(window, CFG)
     rows = term_rows(examples, terms)
-    assert [t for _, own in rows.values() for t in own] == sorted(
-        terms, key=lambda t: list(rows).index((t.example, t.prefix))
-    )
-    for (i, prefix), (row, own) in rows.items():
-        assert row.prompt == [*examples[i].prompt, *prefix]
-        assert row.branches == [t.response for t in own]
-        assert {(t.example, t.prefix) for t in own} == {(i, prefix)}
+    assert [t for _, own in rows.values() for t in own] == sorted(terms, key=lambda t: t.example)
+    for i, (row, own) in rows.items():
+        assert row.prompt == examples[i].prompt
+        assert row.branches == [[*t.prefix, *t.response] for t in own]
+        assert row.given == [len(t.prefix) for t in own]
+        assert {t.example for t in own} == {i}
 
 
 @pytest.fixture(scope="module")
@@ -270,17 +269,24 @@ def test_rows_computed_apart_or_together_give_the_same_loss_and_gradient(
     model, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: torch.enable_grad())
+    lone = one([0.1, 0.2, 0.1], declining=[6, 5, 0], abstains=True)
+    guest = replace(lone, prompt=[9, 8, 11, 12], conservative=None, host="host", shared=2)
     examples = [
-        one([0.1, 0.9, 0.8], declining=[7, 0]),
-        one([0.1, 0.2, 0.1], declining=[6, 5, 0], abstains=True),
+        replace(one([0.1, 0.9, 0.8], declining=[7, 0]), id="host", prompt=[9, 8, 13]),
+        lone,
         one([0.95, 0.9, 0.4]),
         replace(one([0.95, 0.9, 0.4]), role="anchor"),
+        guest,
     ]
-    gates, flat = [0.6, 1.0, 0.0, 0.0], [[1 / 3] * 3] * 4
-    zeros = [[0.0] * 3] * 4
-    prefixes = [[(10,)], [(10,), (10, 10)], [], []]
+    gates, flat = [0.6, 1.0, 0.0, 0.0, 1.0], [[1 / 3] * 3] * 5
+    zeros = [[0.0] * 3] * 5
+    prefixes = [[(10,)], [(10,), (10, 10)], [], [], []]
     terms = plan((examples, gates, flat, zeros, prefixes), CFG)
     rows = list(term_rows(examples, terms).values())
+    strangers = [replace(example, host=None) for example in examples]
+    apart = list(term_rows(strangers, terms).values())
+    assert [len(rows), len(apart)] == [4, 5]
+    assert rows[0][0].prompt == [9, 8]
     every = {"sft", "pg", "anchor", "abstain", "recovery"}
     assert {part for t in terms for part in t.parts} == every
 
@@ -296,7 +302,7 @@ def test_rows_computed_apart_or_together_give_the_same_loss_and_gradient(
         return loss, model.model.embed_tokens.weight.grad.clone()
 
     whole, gradient = step([rows])
-    for groups in ([[row] for row in rows], [rows[3:], rows[:3][::-1]]):
+    for groups in ([[row] for row in rows], [rows[3:], rows[:3][::-1]], [apart]):
         loss, other = step(groups)
         assert loss == pytest.approx(whole, abs=1e-4)
         assert torch.allclose(other, gradient, atol=1e-4)
@@ -305,10 +311,9 @@ def test_rows_computed_apart_or_together_give_the_same_loss_and_gradient(
 def test_only_the_continuation_of_a_prefix_is_learned(model) -> None:
     e = one([0.1, 0.1], declining=[7, 0], abstains=True)
     terms = plan(([e], [1.0], [[0.5, 0.5]], [[-9.0, -9.0]], [[(10, 10)]]), CFG)
-    rows = term_rows([e], terms)
-    row, own = rows[0, (10, 10)]
+    row, own = term_rows([e], terms)[0]
     batch = pack([row])
-    assert [t.parts.keys() for t in own] == [{"recovery"}]
-    assert batch.labels.tolist() == [7, 0]
-    assert batch.ids[0].tolist() == [9, 8, 10, 10, 7, 0]
+    assert [set(t.parts) for t in own] == [{"abstain"}, {"recovery"}]
+    assert batch.labels.tolist() == [7, 0, 7, 0]
+    assert batch.ids[0].tolist() == [9, 8, 7, 0, 10, 10, 7, 0]
     assert bool(branch_logprobs(model, batch).isfinite().all())

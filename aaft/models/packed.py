@@ -2,8 +2,9 @@
 
 A row holds the prompt once, then every response (a branch) behind it. A branch sees the prompt
 and itself, not its neighbours, and its positions go on from the prompt's end, so each branch is
-computed as if it stood alone while the prompt is paid for once. A batch in which every row has
-one branch is an ordinary causal batch and takes the ordinary, faster path.
+computed as if it stood alone while the prompt is paid for once. A branch may begin with tokens that
+are given: seen, but without a label. A batch in which every row has one branch is an ordinary
+causal batch and takes the ordinary, faster path.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class PackedRow:
 
     prompt: list[int]
     branches: list[list[int]]
+    given: Sequence[int] = ()
+    """First tokens of each branch that have no label, fewer than it has; empty: none of any."""
 
     @property
     def length(self) -> int:
@@ -47,7 +50,7 @@ class PackedBatch:
     branch: torch.Tensor
     """``[T]`` index of the branch each label belongs to."""
     offset: torch.Tensor
-    """``[T]`` position of each label in its branch, from 0."""
+    """``[T]`` position of each label among those of its branch, from 0."""
     branches: int
 
 
@@ -68,7 +71,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
         if seen is not None:
             seen[b, 0, :stem, :stem] = torch.ones(stem, stem).tril().bool()
         start = stem
-        for branch in row.branches:
+        for branch, given in zip(row.branches, row.given or [0] * len(row.branches), strict=True):
             stop = start + len(branch)
             ids[b, start:stop] = torch.tensor(branch)
             positions[b, start:stop] = torch.arange(stem, stem + len(branch))
@@ -76,10 +79,11 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
                 seen[b, 0, start:stop, :stem] = True
                 own = torch.ones(len(branch), len(branch)).tril().bool()
                 seen[b, 0, start:stop, start:stop] = own
-            predictor += [(b, stem - 1), *((b, p) for p in range(start, stop - 1))]
-            labels += branch
-            owner += [count] * len(branch)
-            offset += range(len(branch))
+            before = start + given - 1 if given else stem - 1
+            predictor += [(b, before), *((b, p) for p in range(start + given, stop - 1))]
+            labels += branch[given:]
+            owner += [count] * (len(branch) - given)
+            offset += range(len(branch) - given)
             count += 1
             start = stop
         if seen is not None:

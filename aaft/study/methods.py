@@ -89,7 +89,7 @@ class Inputs:
     @property
     def gated(self) -> list[Example]:
         """The rows, the counterfactuals that abstain and the kin, cut to the budget."""
-        kept = kept_counterfactuals(self.counterfactuals)
+        kept = kept_counterfactuals(self.counterfactuals, self.examples)
         declined = {
             twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in self.twins
         }
@@ -150,15 +150,15 @@ def rows_budget(examples: Sequence[Example], tokens: int, seed: int) -> list[Exa
     """``examples`` repeated or cut to about ``tokens`` tokens of prompts and golds.
 
     All of them as often as they fit whole, in their order; then, in an order drawn by ``seed``,
-    one after another while at least half of the next one still fits. Examples that cost
-    exactly ``tokens`` come out as they are.
+    one after another while at least half of the next one still fits; one with a host is drawn with
+    it. Examples that cost exactly ``tokens`` come out as they are.
     """
     total = sum(map(cost, examples))
     if not total:
         return []
     chosen = list(examples) * (tokens // total)
     spent = total * (tokens // total)
-    for example in ranked(examples, f"budget/{seed}", lambda row: row.id):
+    for example in ranked(examples, f"budget/{seed}", lambda row: row.host or row.id):
         if 2 * (tokens - spent) < cost(example):
             break
         chosen.append(example)
@@ -167,11 +167,14 @@ def rows_budget(examples: Sequence[Example], tokens: int, seed: int) -> list[Exa
 
 
 def cost(example: Example) -> int:
-    """Tokens of prompt and gold; a sibling has no gold of its own, its refusal counts."""
+    """Tokens of prompt and gold, without those that it shares with its host.
+
+    Siblings and counterfactuals have no gold of their own; what they are to say counts.
+    """
     said = example.candidates[0]
-    if example.role == "sibling" and example.abstention is not None:
+    if example.abstention is not None and (example.role == "sibling" or example.host):
         said = example.abstention
-    return len(example.prompt) + len(said)
+    return len(example.prompt) - example.shared + len(said)
 
 
 def _with(train: TrainConfig, **sections: Mapping[str, Any]) -> TrainConfig:

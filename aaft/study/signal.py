@@ -32,6 +32,7 @@ from aaft.scoring.rollouts import Candidate, draw, tokenize
 from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
 from aaft.tuning.abstain import abstains, failed_objective
 from aaft.tuning.examples import Example
+from aaft.tuning.recovery import OPENED
 
 Vector = npt.NDArray[np.float64]
 
@@ -250,6 +251,7 @@ def decided(example: ScoredExample) -> ScoredExample:
         reward=reward,
         abstention=answer if declines else None,
         conservative=answer if recovers else None,
+        recovers=failed == OPENED,
         review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
     )
 

@@ -9,10 +9,15 @@ abstains. Two things differ:
   a record that the reference gets right is the one that keeps it from forgetting how.
 - There is no recovery. The gold answers another record's question and is no bad opening; a policy
   that turned back from it would do so after good answers too.
+
+Where a prompt has the passage before the question, a counterfactual's begins as that of the record
+whose passage it has got. Then that record is its host: both are visited together, and the passage
+is computed once (`aaft.tuning.objective.term_rows`).
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -22,14 +27,47 @@ from aaft.tuning.examples import Example
 AnyExample = TypeVar("AnyExample", bound=Example)
 
 
-def kept_counterfactuals(examples: Sequence[AnyExample]) -> list[AnyExample]:
+def kept_counterfactuals(
+    examples: Sequence[AnyExample], records: Sequence[Example]
+) -> list[AnyExample]:
     """Those that abstain, with their abstention; the judges don't agree on the others.
 
     Args:
         examples: counterfactuals with their scores.
+        records: among which is the one that each has its passage from, its host.
     """
+    ordered = sorted(records, key=lambda record: record.prompt)
     return [
-        replace(example, abstention=example.conservative, conservative=None, review=False)
+        _hosted(
+            replace(example, abstention=example.conservative, conservative=None, review=False),
+            ordered,
+        )
         for example in examples
         if example.conservative is not None
     ]
+
+
+def _hosted(example: AnyExample, ordered: Sequence[Example]) -> AnyExample:
+    """``example`` with the record whose prompt begins most like its own as host.
+
+    Where the question stands before the passage, little is shared, and there is nothing to gain.
+
+    Args:
+        example: a counterfactual.
+        ordered: records, sorted by their prompts: the nearest stand around its place.
+    """
+    place = bisect.bisect_left(ordered, example.prompt, key=lambda record: record.prompt)
+    near = ordered[max(0, place - 1) : place + 1]
+    if not near:
+        return example
+    host = max(near, key=lambda record: _common(record.prompt, example.prompt))
+    shared = _common(host.prompt, example.prompt)
+    if 2 * shared < len(example.prompt):
+        return example
+    return replace(example, host=host.id, shared=shared)
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -19,6 +19,7 @@ from aaft.errors import AaftError
 from aaft.io import read_jsonl
 from aaft.models.policy import Codec
 from aaft.tuning.abstain import abstains, failed_objective
+from aaft.tuning.recovery import OPENED
 
 Role = Literal["record", "anchor", "sibling"]
 
@@ -41,11 +42,16 @@ class Example:
     abstention: list[int] | None
     """Conservative response to learn instead, or None."""
     conservative: list[int] | None
-    """Accepted conservative response to recover with where the gold is rejected, or None."""
+    """Accepted conservative response to what failed where the gold is rejected, or None."""
     review: bool
     """Misaligned throughout on an objective without conservative responses: for a person."""
     role: Role = "record"
     """What has another role has one target and no gate (`aaft.tuning.kin`)."""
+    recovers: bool = True
+    """Whether a conservative response is also learned after beginnings of the gold."""
+    host: str | None = None
+    """Id of the record with which the prompt has its first ``shared`` tokens in common."""
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ def load_examples(
                 reward=reward,
                 abstention=answer if declines else None,
                 conservative=answer if recovers else None,
+                recovers=failed == OPENED,
                 review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
             )
         )

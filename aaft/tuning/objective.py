@@ -103,23 +103,29 @@ def gated_terms(
 
 def term_rows(
     window: Sequence[Example], terms: Sequence[Term]
-) -> dict[tuple[int, Prefix], tuple[PackedRow, list[Term]]]:
-    """One row for each example and prefix: its terms' responses share what they follow.
+) -> dict[int, tuple[PackedRow, list[Term]]]:
+    """One row for each example and those that it is host to, what their prompts share once.
+
+    The rest of each prompt, and a term's prefix, are given beginnings of the branch.
 
     Args:
         window: the examples that ``Term.example`` counts in.
         terms: in any order; a row's branches are in the order of its terms.
     """
-    groups: dict[tuple[int, Prefix], list[Term]] = {}
+    at = {example.id: i for i, example in enumerate(window)}
+    groups: dict[int, list[Term]] = {}
     for term in terms:
-        groups.setdefault((term.example, term.prefix), []).append(term)
-    return {
-        (i, prefix): (
-            PackedRow([*window[i].prompt, *prefix], [term.response for term in own]),
-            own,
-        )
-        for (i, prefix), own in groups.items()
-    }
+        host = window[term.example].host
+        groups.setdefault(at.get(host or "", term.example), []).append(term)
+    rows = {}
+    for i, own in groups.items():
+        guests = [window[term.example] for term in own if term.example != i]
+        stem = min((guest.shared for guest in guests), default=len(window[i].prompt))
+        given = [[*window[term.example].prompt[stem:], *term.prefix] for term in own]
+        branches = [[*before, *term.response] for before, term in zip(given, own, strict=True)]
+        row = PackedRow(window[i].prompt[:stem], branches, [len(before) for before in given])
+        rows[i] = (row, own)
+    return rows
 
 
 def _pg_coefficients(

@@ -115,7 +115,7 @@ class GatedRecipe(SupervisedRecipe):
         cfg = self._cfg.objective
         prefixes = [
             []
-            if example.conservative is None
+            if example.conservative is None or not example.recovers
             else recovery_prefixes(
                 example.id,
                 example.candidates[0],

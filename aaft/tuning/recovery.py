@@ -1,7 +1,9 @@
 """Recovery prefixes (DESIGN 2.7; arXiv:2406.05946): learn to turn back from a bad beginning.
 
-A record is eligible when its gold is rejected (``r_0 < 0.5``) and the conservative response to what
-failed is accepted (``r >= 0.5``). At each visit ``R`` lengths are drawn without replacement::
+A record is eligible when its gold is rejected (``r_0 < 0.5``) on `OPENED` and the conservative
+response is accepted (``r >= 0.5``). A made-up answer of three words is no opening to turn back
+from: a policy that did so would leave right answers too. At each visit ``R`` lengths are drawn
+without replacement::
 
     c ~ Uniform{1, ..., min(C, L_0 - 1)}      L_0 = tokens of the gold, end token included
     prompt + first c tokens of the gold  ->  conservative response
@@ -19,6 +21,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+
+OPENED = "safety"
+"""The objective whose rejected answers are put into a policy's mouth."""
 
 
 def recovery_prefixes(

@@ -10,6 +10,7 @@ give equal bytes on one machine, however often the run was killed; ``timing.json
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,32 +75,30 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         # Absent where too few labelled rows measured it.
         if "false_accept" in score_report["judges"].get(name, {})
     }
-    examples = load_examples(scored, records, codec, objectives, false_accept)
-    asked, added = 0, list[Example]()
-    tried, kin = dict[str, dict[str, int]](), list[Example]()
-    if cfg.train.method == "aaft":
-        swapped = read_clean(scored / "counterfactuals.jsonl", "score")
-        asked = len(swapped)
-        added = _added(load_examples(scored, swapped, codec, objectives, false_accept))
-        twins, siblings = (
-            load_examples(
-                scored, read_clean(scored / name, "score"), codec, objectives, false_accept
-            )
-            for name in ("twins.jsonl", "siblings.jsonl")
-        )
-        anchors = kept_twins(twins, declined_rewards(scored, "safety"))
-        harmful = kept_siblings(siblings)
-        kin = [*anchors, *harmful]
-        tried = {
-            "twins": {"scored": len(twins), "kept": len(anchors)},
-            "siblings": {"scored": len(siblings), "kept": len(harmful)},
-        }
+    # Counterfactuals, twins and siblings, which plain training leaves alone.
+    sets = [
+        read_clean(scored / f"{name}.jsonl", "score") if cfg.train.method == "aaft" else []
+        for name in ("counterfactuals", "twins", "siblings")
+    ]
+    rows = [*records, *itertools.chain(*sets)]
+    loaded = iter(load_examples(scored, rows, codec, objectives, false_accept))
+    examples, swapped, twins, siblings = (
+        list(itertools.islice(loaded, len(part))) for part in (records, *sets)
+    )
+    added = _added(swapped, examples)
+    anchors = kept_twins(twins, declined_rewards(scored, "safety"))
+    harmful = kept_siblings(siblings)
     model = prepare_model(cfg, ranks.device or device)
     checkpoints = Checkpoints(
         out / "checkpoints", run_digest(cfg, paths), cfg.train.checkpoint_steps
     )
     trainer = Trainer(
-        model, [*examples, *added, *kin], cfg.train, cfg.seed, checkpoints=checkpoints, ranks=ranks
+        model,
+        [*examples, *added, *anchors, *harmful],
+        cfg.train,
+        cfg.seed,
+        checkpoints=checkpoints,
+        ranks=ranks,
     )
     trainer.run()
     if cfg.train.method == "aaft":
@@ -107,8 +106,14 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         _check_gates_open(examples, {e.id: trainer.gates[e.id] for e in examples})
     report = summarize(cfg, examples, trainer)
     if cfg.train.method == "aaft":
-        report["counterfactuals"] = {"scored": asked, "kept": len(added)}
-        report |= tried
+        report |= {
+            name: {"scored": len(made), "kept": len(kept)}
+            for name, made, kept in (
+                ("counterfactuals", swapped, added),
+                ("twins", twins, anchors),
+                ("siblings", siblings, harmful),
+            )
+        }
     if ranks.main:
         write_outputs(out, model, codec, examples, added, trainer)
         write_json(paths.report("train"), report)
@@ -211,8 +216,8 @@ def _tidy(out: Path) -> None:
             leftover.unlink()
 
 
-def _added(swapped: list[Example]) -> list[Example]:
-    kept = kept_counterfactuals(swapped)
+def _added(swapped: list[Example], records: list[Example]) -> list[Example]:
+    kept = kept_counterfactuals(swapped, records)
     if len(swapped) >= _MANY and not kept:
         raise AaftError(
             f"build/score/counterfactuals.jsonl: of {len(swapped)} questions with a foreign "

@@ -108,9 +108,10 @@ class Trainer:
 
     def _windows(self) -> Iterator[tuple[int, list[Example]]]:
         """Epoch and shuffled window of ``rows_per_step`` examples."""
+        count = len(self._examples)
         for epoch in range(self.cfg.epochs):
             shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self._examples), generator=shuffle).tolist()
+            order = visited(self._examples, torch.randperm(count, generator=shuffle).tolist())
             for start in range(0, len(order), self.cfg.rows_per_step):
                 chosen = order[start : start + self.cfg.rows_per_step]
                 yield epoch, [self._examples[i] for i in chosen]
@@ -215,6 +216,18 @@ class Trainer:
         self.gates = {row["id"]: GateRow.from_json(row) for row in snapshot.state["gates"]}
         self.timing = list(snapshot.state["timing"])
         return step
+
+
+def visited(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
+    """``order`` with every example that has a host among them right after it."""
+    places = {examples[i].id: place for place, i in enumerate(order)}
+
+    def place(pair: tuple[int, int]) -> tuple[int, int]:
+        own, i = pair
+        host = places.get(examples[i].host or "")
+        return (own, -1) if host is None else (host, own)
+
+    return [i for _, i in sorted(enumerate(order), key=place)]
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
