@@ -101,8 +101,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("bench", "data", "judges", "models", "promotion", "scoring", "tuning"):
         (root / "aaft" / package).mkdir(parents=True)
         (root / "aaft" / package / "code.py").write_text("")
-    files = ("data/contamination.py", "data/records.py", "data/text.py", "promotion/intervals.py")
-    for file in files:
+    files = [f"data/{name}.py" for name in ("contamination", "records", "similarity", "text")]
+    for file in (*files, "promotion/intervals.py"):
         (root / "aaft" / file).write_text("")
     (root / "aaft/__init__.py").write_text("")
     shutil.copy(ROOT / "tests/stub_stages.py", root / "aaft/__main__.py")

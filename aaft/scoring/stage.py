@@ -76,15 +76,20 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     own = len(records)
     with open_cache(cfg.score.cache) as cache:
         candidates = draw(cfg, asked, cache)
-        judged, alignment = _judged(cfg, works, records, candidates, cache)
-        golds = alignment.quality[_golds(candidates)[: len(given)]]
-        harmful = unsafe(given, golds, alignment.objectives)
+        samples = _samples(records, candidates)
+        judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
+        golds = [samples[i] for i in _golds(candidates)[: len(given)]]
+        aligned = align_cached(works, golds, cfg.judges.kappa_u, cache)
+        harmful = unsafe(given, aligned.quality, aligned.objectives)
         kin = drawn_kin(cfg, codec, harmful, {record.id for record in records}, works, cache)
         if kin.twins or kin.siblings:
             records += [*kin.twins, *kin.siblings]
             asked = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
             candidates += draw(cfg, asked, cache)
-            judged, alignment = _judged(cfg, works, records, candidates, cache)
+            # All of them, for it is of all answers that a judge may miss a share.
+            samples = _samples(records, candidates)
+            judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
+        alignment = align_cached(works, samples, cfg.judges.kappa_u, cache)
         declining = [
             (record, response)
             # Of kin it must be known that declining is wrong, whatever its answer.
@@ -175,18 +180,6 @@ def drawn_kin(
         for made in (kin.twins, kin.siblings)
     )
     return Kin(twins, siblings)
-
-
-def _judged(
-    cfg: Config,
-    works: Sequence[JudgeWork],
-    records: list[Record],
-    candidates: list[list[Candidate]],
-    cache: ScoreCache,
-) -> tuple[list[Judged], Alignment]:
-    samples = _samples(records, candidates)
-    judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
-    return judged, align_cached(works, samples, cfg.judges.kappa_u, cache)
 
 
 def _keep(heads: Path, folder: Path) -> None:
