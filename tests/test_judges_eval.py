@@ -20,7 +20,7 @@ from aaft.judges import evaluate
 from aaft.judges.baselines import best_baseline, fit_baselines
 from aaft.judges.breakdown import breakdown, length_bins, unbeaten
 from aaft.judges.embedded import EmbeddedJudge
-from aaft.judges.gatekeeper import SAMPLE, check_quality
+from aaft.judges.gatekeeper import SAMPLE, check_quality, measure_quality
 from aaft.judges.goals import goals
 from aaft.judges.holdout import leave_one_source_out, without_source
 from aaft.judges.labelled import labels, read_labelled, sampled, with_comply
@@ -228,8 +228,20 @@ def test_comply_is_made_of_refusals_of_known_prompts() -> None:
     assert [r["label"] for r in with_comply(tasks)["comply"]] == [0, 1, 1]
 
 
-def test_a_good_panel_passes_and_says_how_good_it_is() -> None:
-    quality = check_quality([Knowing(0.9), Plain(0.9)], labelled(), kappa_u=0.5, force=False)
+def judged_by(root: Path, force: bool = False) -> Config:
+    """A configuration whose labelled rows and cache are below ``root``."""
+    folder = write(root / "judge", labelled()) if not (root / "judge").exists() else root / "judge"
+    return Config.model_validate(
+        {
+            "data": {"judge": str(folder)},
+            "judges": {"kappa_u": 0.5, "force": force},
+            "score": {"cache": str(root / "cache")},
+        }
+    )
+
+
+def test_a_good_panel_passes_and_says_how_good_it_is(tmp_path: Path) -> None:
+    quality = check_quality([Knowing(0.9), Plain(0.9)], judged_by(tmp_path))
     section = quality.section()
     assert section["judges"]["safety"]["false_accept"] == 0.0
     assert {"intent", "refusal", "safety", "grounding"} <= section["judges"].keys()
@@ -239,27 +251,51 @@ def test_a_good_panel_passes_and_says_how_good_it_is() -> None:
 
 def test_other_judges_are_asked_about_a_fixed_sample_only() -> None:
     tasks, plain = labelled(2400), Plain(0.9)
-    check_quality([plain], tasks, kappa_u=0.5, force=False)
+    measure_quality([plain], tasks, kappa_u=0.5)
     assert plain.asked == SAMPLE
     rows = tasks["safety"]
     chosen = {r["id"] for r in sampled(rows, 50)}
     assert {r["id"] for r in sampled(rows[::-1], 50)} == chosen
 
 
-def test_a_judge_no_better_than_a_trivial_one_stops_the_run_unless_forced(capsys) -> None:
+def test_a_judge_no_better_than_a_trivial_one_stops_the_run_unless_forced(
+    tmp_path: Path, capsys
+) -> None:
     judges = [Knowing(0.9), Plain(0.0)]
-    with pytest.raises(AaftError, match=r"judge plain: safety: AUROC .* judges\.force") as stopped:
-        check_quality(judges, labelled(), kappa_u=0.5, force=False)
-    assert "\n" not in str(stopped.value)
-    quality = check_quality(judges, labelled(), kappa_u=0.5, force=True)
+    for _ in ("measured", "known"):
+        with pytest.raises(AaftError, match=r"judge plain: safety: AUROC .* judges\.force") as said:
+            check_quality(judges, judged_by(tmp_path))
+        assert "\n" not in str(said.value)
+    quality = check_quality(judges, judged_by(tmp_path, force=True))
     assert "WARNING: judge plain: safety" in capsys.readouterr().out
-    assert len(quality.forced) == 1
+    assert len(quality.section()["judge_quality"]["forced"]) == 1
+
+
+def test_what_was_measured_is_measured_again_when_judge_or_rows_change(tmp_path: Path) -> None:
+    cfg = judged_by(tmp_path)
+
+    def asked(digest: str = "plain") -> int:
+        plain = Plain(0.9)
+        plain.digest = digest
+        check_quality([plain], cfg)
+        return plain.asked
+
+    first = check_quality([Plain(0.9)], cfg)
+    assert asked() == 0
+    assert check_quality([Plain(0.9)], cfg) == first
+    assert asked("another") > 0
+    write(tmp_path / "judge", labelled(300))
+    assert asked() > 0
+    (tmp_path / "judge/safety.jsonl").unlink()
+    with pytest.raises(AaftError, match=r"data\.judge: .*safety\.jsonl: No such file"):
+        asked()
 
 
 def test_a_judge_without_enough_labelled_rows_is_unmeasured_and_may_go_on() -> None:
-    quality = check_quality([Knowing(0.0)], labelled(8), kappa_u=0.5, force=False)
+    quality = measure_quality([Knowing(0.0)], labelled(8), kappa_u=0.5)
     assert "safety" in quality.judges["embedded"]["unmeasured"]
     assert "false_accept" not in quality.objectives["safety"]
+    assert not quality.problems
 
 
 def test_a_missing_label_is_named(tmp_path: Path) -> None:

@@ -2,28 +2,36 @@
 
 Before anything is scored, each judge of the panel is measured on labelled rows of the ``test``
 split; one whose AUROC is not above that of its best trivial baseline (`aaft.judges.baselines`) on
-some objective stops the run, unless ``judges.force`` is set.
+some objective stops the run, unless ``judges.force`` is set. What was measured is kept under
+``score.cache`` for the next run with the same judges and rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aaft.config import Config
 from aaft.errors import AaftError
+from aaft.io import file_digest, read_json, text_digest, write_json
 from aaft.judges import metrics
 from aaft.judges.asking import ask, measured_tasks
 from aaft.judges.base import Judge
 from aaft.judges.baselines import Baselines, best_baseline, fit_baselines
 from aaft.judges.labelled import (
+    FILES,
     TASKS,
     Row,
     Vector,
     labels,
     of_split,
+    read_labelled,
     sampled,
     with_comply,
 )
@@ -50,23 +58,59 @@ class Quality:
     """Figures of the whole panel by task, as training sees it; also of the embedded parts."""
     judges: dict[str, dict[str, Any]]
     """Figures of each judge by task, and its objectives without labelled rows."""
-    forced: list[str]
-    """What would have stopped the run if it had not been forced."""
+    problems: list[str]
+    """What stops the run unless it is forced."""
 
     def section(self) -> dict[str, Any]:
         """The part of ``score/report.json``: ``judges`` and ``judge_quality``."""
         return {
             "judges": self.objectives,
-            "judge_quality": {"judges": self.judges, "forced": self.forced},
+            "judge_quality": {"judges": self.judges, "forced": self.problems},
         }
 
 
-def check_quality(
-    judges: Sequence[Judge],
-    labelled: Mapping[str, Sequence[Row]],
-    *,
-    kappa_u: float,
-    force: bool,
+def check_quality(judges: Sequence[Judge], cfg: Config) -> Quality:
+    """What `measure_quality` finds for a panel on ``data.judge``, or found in an earlier run.
+
+    Raises:
+        AaftError: a judge is no better than its best trivial baseline and ``judges.force`` isn't
+            set, or labelled rows are missing or broken.
+    """
+    path = cfg.score.cache / "quality" / f"{_inputs(judges, cfg)}.json"
+    if path.is_file():
+        quality = Quality(**read_json(path))
+    else:
+        print("score: measuring the judges", flush=True)
+        labelled = read_labelled(cfg.data.judge)
+        quality = measure_quality(judges, labelled, kappa_u=cfg.judges.kappa_u)
+        write_json(path, dataclasses.asdict(quality))
+    problems = quality.problems
+    if problems and not cfg.judges.force:
+        more = f" ({len(problems) - 1} more such)" if len(problems) > 1 else ""
+        raise AaftError(
+            f"{problems[0]}{more}; correct or remove the judge in judges.panel, or set "
+            "judges.force: true to go on with it"
+        )
+    for problem in problems:
+        print(f"WARNING: {problem}; forced by judges.force", flush=True)
+    return quality
+
+
+def _inputs(judges: Sequence[Judge], cfg: Config) -> str:
+    """Digest of all that shapes what is measured."""
+    try:
+        rows = [file_digest(cfg.data.judge / f"{name}.jsonl") for name in FILES]
+    except OSError as error:
+        raise AaftError(
+            f"data.judge: {error.filename}: {error.strerror}; run `make setup`"
+        ) from None
+    code = [file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    panel = [[judge.name, judge.digest] for judge in judges]
+    return text_digest(json.dumps([panel, cfg.judges.kappa_u, rows, code]))
+
+
+def measure_quality(
+    judges: Sequence[Judge], labelled: Mapping[str, Sequence[Row]], *, kappa_u: float
 ) -> Quality:
     """Measure every judge of a panel on the ``test`` split.
 
@@ -77,10 +121,6 @@ def check_quality(
         judges: the panel.
         labelled: rows by file, as `aaft.judges.labelled.read_labelled` gives them.
         kappa_u: the panel's pessimism.
-        force: go on with a judge that is no better than its baselines.
-
-    Raises:
-        AaftError: a judge is no better than its best trivial baseline.
     """
     tasks = with_comply(labelled)
     fit, test = of_split(tasks, "fit"), of_split(tasks, "test")
@@ -102,14 +142,6 @@ def check_quality(
         unmeasured = {task for task in found if "too_few" in report[task]}
         unmeasured |= set(judge.objectives) - set(found)
         reports[judge.name] = report | {"unmeasured": sorted(unmeasured)}
-    if problems and not force:
-        more = f" ({len(problems) - 1} more such)" if len(problems) > 1 else ""
-        raise AaftError(
-            f"{problems[0]}{more}; correct or remove the judge in judges.panel, or set "
-            "judges.force: true to go on with it"
-        )
-    for problem in problems:
-        print(f"WARNING: {problem}; forced by judges.force", flush=True)
     objectives = {
         task: _panel(answers, few[task], trivial[task], kappa_u)
         for task, answers in said.items()

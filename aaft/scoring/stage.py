@@ -27,7 +27,6 @@ from aaft.judges.drift import FILE as ANCHORS
 from aaft.judges.drift import anchor_scores, read_anchors
 from aaft.judges.fitted import fitted_heads
 from aaft.judges.gatekeeper import check_quality
-from aaft.judges.labelled import read_labelled
 from aaft.models import runtime
 from aaft.models.policy import Codec, load_codec, locate_policy
 from aaft.scoring.alignment import Alignment
@@ -58,7 +57,6 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     given = read_clean(paths.stage("validate") / "clean.jsonl")
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
     asked = tokenize(codec, given, cfg.score, cfg.policy.max_tokens)
-    labelled = read_labelled(cfg.data.judge)
     anchors = read_anchors(cfg.data.judge)
 
     paths.report("score").unlink(missing_ok=True)
@@ -66,9 +64,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     runtime.quiet_transformers()
     _keep(fitted_heads(cfg, device), out / "judges")
     works = judge_works(cfg)
-    print("score: measuring the judges", flush=True)
     judges = [work.judge for work in works]
-    quality = check_quality(judges, labelled, kappa_u=cfg.judges.kappa_u, force=cfg.judges.force)
+    quality = check_quality(judges, cfg)
     write_json(out / ANCHORS, anchor_scores(judges, anchors))
     swapped = drawn_counterfactuals(cfg, codec, given, works, cfg.seed)
     asked += tokenize(codec, swapped, cfg.score, cfg.policy.max_tokens)

@@ -22,7 +22,6 @@ from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.judges.base import Sample, bare_prompt
 from aaft.judges.gatekeeper import check_quality
-from aaft.judges.labelled import read_labelled
 from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.conservative import conservative_responses
@@ -73,8 +72,7 @@ def load_panel(cfg: Config) -> Panel:
     """
     works = judge_works(cfg)
     judges = [work.judge for work in works]
-    labelled = read_labelled(cfg.data.judge)
-    quality = check_quality(judges, labelled, kappa_u=cfg.judges.kappa_u, force=cfg.judges.force)
+    quality = check_quality(judges, cfg)
     figures = quality.objectives.items()
     # Absent where too few labelled rows measured it.
     rates = {name: float(f["false_accept"]) for name, f in figures if "false_accept" in f}

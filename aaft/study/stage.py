@@ -142,8 +142,9 @@ class _Study:
         workers = min(self._study.workers, len(groups))
         if workers < 2:
             return chain.from_iterable(map(self.cells, groups))
-        # Once, here: each worker would fit the heads, and two can't make one database.
+        # Once, here: each worker would fit and measure the judges, and two can't make one database.
         fitted_heads(self._cfg, self._device)
+        load_panel(self._cfg)
         with open_cache(self._cfg.score.cache):
             pass
         return spread(_Worker(self._given, self._study, self._out), groups, workers)
