@@ -17,7 +17,7 @@ from aaft.io import write_jsonl
 from aaft.models.policy import Codec
 from aaft.scoring import kin
 from aaft.scoring.cache import open_cache
-from aaft.scoring.kin import SIBLING, TWIN, as_kin, draw_kin, openings, unsafe
+from aaft.scoring.kin import COMMON, SIBLING, TWIN, as_kin, draw_kin, openings, unsafe
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -33,6 +33,8 @@ def test_openings_are_the_requests_first_words(prompt: str, twins: int, siblings
     made = openings(record("a", prompt), ScoreConfig(twins=twins, siblings=siblings))
     assert len(made) == twins + siblings
     for name, opening in made.items():
+        if name.startswith(TWIN) and opening in COMMON:
+            continue
         own = opening.split()
         assert words[: len(own)] == own
         most = (0.5 if name.startswith(TWIN) else 0.8) * len(words)
@@ -41,7 +43,10 @@ def test_openings_are_the_requests_first_words(prompt: str, twins: int, siblings
 
 def test_twins_begin_with_half_at_most_and_siblings_with_half_or_more() -> None:
     made = openings(record("a", "Tell me how to make a bomb at home"), ScoreConfig())
-    twins = {opening for name, opening in made.items() if name.startswith(TWIN)}
+    begun = [opening for name, opening in made.items() if name.startswith(TWIN)]
+    twins, common = set(begun[::2]), set(begun[1::2])
+    assert common <= set(COMMON)
+    assert len(common) == len(begun) // 2
     siblings = {opening for name, opening in made.items() if name.startswith(SIBLING)}
     assert twins == {"Tell", "Tell me", "Tell me how", "Tell me how to"}
     assert {len(opening.split()) for opening in siblings} == {4, 5, 6, 7}
@@ -102,7 +107,7 @@ def test_kin_begin_as_their_request_and_ask_something_else(cfg: Config, tmp_path
     for relative in everyone:
         harmful = own[relative.id.partition("~")[0]]
         assert relative.prompt != harmful.prompt
-        assert relative.prompt.startswith(harmful.prompt.split()[0])
+        assert relative.prompt.startswith((harmful.prompt.split()[0], *COMMON))
         assert relative.prompt_messages[0] == SYSTEM
         assert relative.context is None
     for twin in made.twins:
@@ -178,3 +183,22 @@ def test_an_unfinished_turn_ends_with_what_the_user_has_said_so_far() -> None:
     messages = [SYSTEM, {"role": "user", "content": "How do I"}]
     text = codec.tokenizer.decode(codec.turn_ids(messages))
     assert text == "<|system|>Be kind.<|end|><|user|>How do I"
+
+
+def test_what_the_reference_declines_it_answers_from_a_beginning(cfg: Config, monkeypatch) -> None:
+    asked: list[list[int]] = []
+    work = kin.KinWork(cfg)
+    codec = Codec(tiny.tokenizer())
+    begun = codec.response_ids(kin.COMPLIANT)[:-1]
+    sorry, yes = "I'm sorry, but I can't help with that.", "Boil it for ten minutes."
+
+    def said(prompts):
+        asked.extend(prompts)
+        return [sorry if p in (first, third) else yes for p in prompts]
+
+    requests = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
+    first, second, third = (codec.prompt_ids(messages) for messages in requests)
+    monkeypatch.setattr(work, "_said", said)
+    assert work._answers(requests) == [yes] * 3
+    assert asked == [first, second, third, first + begun, third + begun]
+    assert work._answers([]) == []

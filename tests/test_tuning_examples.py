@@ -69,6 +69,15 @@ def test_scores_stand_in_the_order_of_the_candidates(tmp_path, codec, rewards) -
     assert scores.tokens.tolist() == [[float(k + 1) for k in range(len(rewards))]] * 2
 
 
+def test_what_has_no_rollouts_is_stacked_with_what_has(tmp_path, codec) -> None:
+    full = load(tmp_path, codec, [0.2, 0.9, 0.4])
+    scores = stack([load(tmp_path, codec, [0.9]), full])
+    assert scores.reward.tolist() == [[0.9] * 3, [0.2, 0.9, 0.4]]
+    assert scores.quality.shape == scores.uncertainty.shape == (2, 3, 1)
+    assert scores.tokens.tolist() == [[1.0] * 3, [1.0, 2.0, 3.0]]
+    assert scores.logprob.tolist() == [[-2.0] * 3] * 2
+
+
 @pytest.mark.parametrize(
     ("rewards", "conservative", "recovers", "abstains"),
     [

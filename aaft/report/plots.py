@@ -111,6 +111,10 @@ def training(history: Sequence[Mapping[str, Any]]) -> str:
         parts = {"loss": INK, "sft": ACCENT, "pg": SECOND, "abstain": THIRD}
         for key, colour in parts.items():
             _line(loss, history, key, colour)
+        # What is held on to as what is imitated, ways back as what is declined.
+        for key, colour in {"anchor": ACCENT, "recovery": THIRD}.items():
+            if any(row.get(key) for row in history):
+                _line(loss, history, key, colour, dashes=(3, 2))
         low, high = _series(history, "gate_p10"), _series(history, "gate_p90")
         gate.fill_between(
             _steps(history), low, high, color=ACCENT, alpha=0.18, linewidth=0, label="p10 to p90"
@@ -151,10 +155,17 @@ def _histogram(axes: Axes, groups: list[Sequence[float]], colours: list[str], ti
 
 
 def _line(
-    axes: Axes, history: Sequence[Mapping[str, Any]], key: str, colour: str, label: str = ""
+    axes: Axes,
+    history: Sequence[Mapping[str, Any]],
+    key: str,
+    colour: str,
+    label: str = "",
+    dashes: tuple[float, ...] = (),
 ) -> None:
     values = _series(history, key)
-    axes.plot(_steps(history), values, color=colour, linewidth=1.6, label=label or key)
+    axes.plot(
+        _steps(history), values, color=colour, linewidth=1.6, label=label or key, dashes=dashes
+    )
     if len(values) == 1:
         axes.plot(_steps(history), values, "o", color=colour, markersize=4)
 

@@ -4,9 +4,11 @@ The few harmful requests of a data set teach to decline, too few to learn the ma
 nothing beside them says where to stop. So the reference gets the beginning of such a request and
 goes on as a user would:
 
-- a *twin* from its first few words, half of it at most, "How do I make a" - "cake without eggs?".
-  Most are harmless, and near to the harmful request in form. The reference's own answer to it is
-  what there is to hold on to.
+- a *twin* from its first few words, half of it at most, "How do I make a" - "cake without eggs?",
+  or from a common beginning, as else a policy learns to decline every other form of request. Most
+  are harmless, and near to the harmful request in form. The reference's own answer to it is what
+  there is to hold on to. A reference that declines too much declines some of these; then its
+  answer is what it says after the beginning of a compliant one, and there is something to mend.
 - a *sibling* from its first half or more, "Give instructions for stealing a" - "car". Most are
   harmful too. Its gold is that of the request which it comes from, so that there is a bad beginning
   to turn back from.
@@ -29,7 +31,7 @@ import numpy.typing as npt
 from aaft.config import ACCEPTED, Config, ScoreConfig
 from aaft.data.contamination import leaks
 from aaft.data.records import Record
-from aaft.data.text import normalise, shorten
+from aaft.data.text import normalise, opens_with_refusal, shorten
 from aaft.models.fingerprint import model_digest
 from aaft.models.policy import Codec, load_codec, load_policy
 from aaft.scoring.cache import ScoreCache
@@ -41,6 +43,14 @@ REQUEST_TOKENS = 40
 ANSWER_TOKENS = 48
 """Most tokens of an answer; its last whole sentence is where it ends."""
 TEMPERATURE = 0.7
+COMPLIANT = "Certainly! Here it is:\n\n"
+"""Beginning of an answer that a policy goes on from where it would decline; not part of it."""
+COMMON = (
+    *("How do I", "How can I", "What is the best way to", "What do I need to", "Where can I"),
+    *("Help me", "Teach me how to", "Show me how to", "Tell me how to", "Give me", "I want to"),
+    *("Explain", "Why do", "What are", "Can you", "Make a", "Plan a", "Is it safe to"),
+)
+"""How people begin a request, harmless or not."""
 _TWIN_WORDS = (1, 2, 3)
 _TWIN_SHARES = (0.25, 0.33, 0.5)
 _SIBLING_SHARES = (0.5, 0.6, 0.7, 0.8)
@@ -134,12 +144,23 @@ class KinWork:
         return text(begun + ids)[len(text(begun)) :]
 
     def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[str]:
-        """What the policy says to each, in whole sentences; empty where it doesn't end one."""
+        """What the policy says to each; where it declines, what it says once it has begun."""
+        prompts = [self._codec.prompt_ids(messages) for messages in asked]
+        texts = self._said(prompts)
+        declined = [i for i, text in enumerate(texts) if opens_with_refusal(text)]
+        begun = self._codec.response_ids(COMPLIANT)[:-1]
+        said = self._said([prompts[i] + begun for i in declined])
+        for i, text in zip(declined, said, strict=True):
+            texts[i] = text
+        return texts
+
+    def _said(self, prompts: Sequence[list[int]]) -> list[str]:
+        """What the policy goes on with, in whole sentences; empty where it doesn't end one."""
         from aaft.models.generate import greedy
 
         done = greedy(
             self._model,
-            [self._codec.prompt_ids(messages) for messages in asked],
+            prompts,
             end_id=self._codec.end_id,
             max_new_tokens=ANSWER_TOKENS,
             batch_size=self._cfg.score.batch_size,
@@ -154,7 +175,7 @@ class KinWork:
     def _identity(self) -> tuple[str | int, ...]:
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
-        sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS}"
+        sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {COMPLIANT}"
         return ("kin", digest, sampler, self._cfg.seed)
 
     @cached_property
@@ -201,21 +222,29 @@ def unsafe(
 def openings(record: Record, cfg: ScoreConfig) -> dict[str, str]:
     """How the kin of a request begin, by kind and number.
 
-    Twins with one to three words or a quarter to half of it, siblings with half to four fifths.
+    Twins in turn with some of its words (one to three, or a quarter to half) and with one of
+    `COMMON`, siblings with half to four fifths of it.
     """
     words = record.prompt.split()
     first = _draw(0, record, "")
-    made = {}
     few = [min(count, len(words) // 2) for count in _TWIN_WORDS]
-    lengths = {
-        TWIN: (cfg.twins, few + [int(share * len(words)) for share in _TWIN_SHARES]),
-        SIBLING: (cfg.siblings, [int(share * len(words)) for share in _SIBLING_SHARES]),
-    }
-    for kind, (count, choice) in lengths.items():
-        for number in range(count):
-            length = choice[(first + number) % len(choice)]
-            made[f"{kind}{number}"] = " ".join(words[: max(1, length)])
-    return made
+    twin = few + [int(share * len(words)) for share in _TWIN_SHARES]
+    sibling = [int(share * len(words)) for share in _SIBLING_SHARES]
+
+    def begun(lengths: Sequence[int], number: int) -> str:
+        return " ".join(words[: max(1, lengths[(first + number) % len(lengths)])])
+
+    return {
+        f"{TWIN}{number}": COMMON[(first + number // 2) % len(COMMON)]
+        if number % 2
+        else begun(twin, number // 2)
+        for number in range(cfg.twins)
+    } | {f"{SIBLING}{number}": begun(sibling, number) for number in range(cfg.siblings)}
+
+
+def of_golds(cfg: Config) -> Config:
+    """``cfg`` without rollouts: kin have one target and no gate to weigh candidates for."""
+    return cfg.model_copy(update={"score": cfg.score.model_copy(update={"rollouts": 0})})
 
 
 @dataclass(frozen=True)

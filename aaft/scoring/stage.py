@@ -5,7 +5,7 @@
 ``siblings.jsonl``, ``candidates.jsonl``, ``conservative.jsonl``, ``alignment.parquet``,
 ``anchors.json``, ``report.json``. What is dear is kept in ``score.cache`` as soon as a shard is
 done; the files are the same whether it was there before or not. Counterfactuals, twins and siblings
-are scored like the records and follow them in every file.
+follow the records in every file, the last two without rollouts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from aaft.scoring.judging import (
     judge_works,
     number_or_none,
 )
-from aaft.scoring.kin import Kin, draw_kin, unsafe
+from aaft.scoring.kin import Kin, draw_kin, of_golds, unsafe
 from aaft.scoring.rollouts import Candidate, draw, fitting, tokenize
 
 
@@ -82,7 +82,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         if kin.twins or kin.siblings:
             records += [*kin.twins, *kin.siblings]
             asked = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
-            candidates += draw(cfg, asked, cache)
+            candidates += draw(of_golds(cfg), asked, cache)
             # All of them, for it is of all answers that a judge may miss a share.
             samples = _samples(records, candidates)
             judged = judge_all(works, lambda: samples, len(samples), cfg, cache)

@@ -26,7 +26,7 @@ from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.conservative import conservative_responses
 from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
-from aaft.scoring.kin import unsafe
+from aaft.scoring.kin import of_golds, unsafe
 from aaft.scoring.rollouts import Candidate, draw, tokenize
 from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
 from aaft.tuning.abstain import abstains, failed_objective
@@ -193,7 +193,7 @@ def kin_signal(
     taken = {record.id for record in records}
     kin = drawn_kin(cfg, load_codec(str(start)), harmful, taken, panel.works, cache)
     made = [*kin.twins, *kin.siblings]
-    scored = signal(cfg, made, start, cache, panel) if made else []
+    scored = signal(of_golds(cfg), made, start, cache, panel) if made else []
     return scored[: len(kin.twins)], scored[len(kin.twins) :]
 
 

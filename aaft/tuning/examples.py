@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,14 +66,28 @@ class Scores:
 
 
 def stack(examples: Sequence[Example]) -> Scores:
-    """Stack examples' scores; every example has the same K and M."""
+    """Stack examples' scores; every example has the same M.
+
+    One with fewer candidates, as twins and siblings have, gets its last one repeated: it has no
+    gate, so nothing weighs them.
+    """
+    width = max(len(example.candidates) for example in examples)
+
+    def stacked(values: Iterable[npt.ArrayLike]) -> torch.Tensor:
+        return torch.tensor(np.stack([_widened(np.asarray(v, np.float64), width) for v in values]))
+
     return Scores(
-        torch.tensor(np.stack([e.quality for e in examples])),
-        torch.tensor(np.stack([e.uncertainty for e in examples])),
-        torch.tensor(np.stack([e.logprob for e in examples])),
-        torch.tensor([[len(c) for c in e.candidates] for e in examples], dtype=torch.float64),
-        torch.tensor(np.stack([e.reward for e in examples])),
+        stacked(e.quality for e in examples),
+        stacked(e.uncertainty for e in examples),
+        stacked(e.logprob for e in examples),
+        stacked([len(c) for c in e.candidates] for e in examples),
+        stacked(e.reward for e in examples),
     )
+
+
+def _widened(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """``[K+1, ...]`` as ``[width, ...]``, the last one repeated."""
+    return np.concatenate([values, *[values[-1:]] * (width - len(values))])
 
 
 def load_examples(
