@@ -69,9 +69,9 @@ class ScoreConfig(Section):
     max_new_tokens: int = Field(16, gt=0)
     temperature: float = Field(0.7, gt=0)
     counterfactuals: float = Field(
-        0.1, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
+        0.4, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
     )
-    twins: int = Field(12, ge=0, description="harmless requests tried beside a harmful one")
+    twins: int = Field(14, ge=0, description="harmless requests tried beside a harmful one")
     siblings: int = Field(6, ge=0, description="harmful requests tried beside a harmful one")
     batch_size: int = Field(64, gt=0)
     cache: Path = Field(Path(".aaft/cache"), description="results by content; fitted heads")
@@ -102,14 +102,14 @@ class ObjectiveSettings(Section):
     """Policy gradient, abstention, recovery and anchor (DESIGN 2.4 to 2.9)."""
 
     lambda_pg: float = Field(1.0, ge=0)
-    lambda_abstain: float = Field(1.0, ge=0)
+    lambda_abstain: float = Field(0.6, ge=0)
     delta: float = Field(0.05, ge=0)
     floor: float = Field(0.5, ge=0, le=1)
     beta_n: float = Field(1.0, ge=0)
     trust: float = Field(0.5, gt=0, description="drop in log-prob per token that stops a push")
-    lambda_recovery: float = Field(2.0, ge=0)
+    lambda_recovery: float = Field(2.5, ge=0)
     recovery_tokens: int = Field(16, gt=0, description="most gold tokens before a recovery")
-    recoveries: int = Field(2, ge=0, description="recoveries at a visit; 0 switches them off")
+    recoveries: int = Field(5, ge=0, description="recoveries at a visit; 0 switches them off")
     beta_anchor: float = Field(2.0, ge=0, description="hold on to the reference on harmless twins")
 
 

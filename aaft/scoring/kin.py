@@ -242,11 +242,6 @@ def openings(record: Record, cfg: ScoreConfig) -> dict[str, str]:
     } | {f"{SIBLING}{number}": begun(sibling, number) for number in range(cfg.siblings)}
 
 
-def of_golds(cfg: Config) -> Config:
-    """``cfg`` without rollouts: kin have one target and no gate to weigh candidates for."""
-    return cfg.model_copy(update={"score": cfg.score.model_copy(update={"rollouts": 0})})
-
-
 @dataclass(frozen=True)
 class Kin:
     """What was made of harmful requests, as records with ids ``<id>~<kind><number>``."""

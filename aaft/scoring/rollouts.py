@@ -195,6 +195,11 @@ def draw(cfg: Config, asked: Sequence[Asked], cache: ScoreCache) -> list[list[Ca
     return [as_candidates(value) for value in read(work, asked, cache)]
 
 
+def of_golds(cfg: Config) -> Config:
+    """``cfg`` without rollouts, for what has one target and no gate to weigh candidates for."""
+    return cfg.model_copy(update={"score": cfg.score.model_copy(update={"rollouts": 0})})
+
+
 def as_candidates(value: Sequence[dict[str, Any]]) -> list[Candidate]:
     """The candidates of what the work returned."""
     return [Candidate(**fields) for fields in value]

@@ -5,7 +5,7 @@
 ``siblings.jsonl``, ``candidates.jsonl``, ``conservative.jsonl``, ``alignment.parquet``,
 ``anchors.json``, ``report.json``. What is dear is kept in ``score.cache`` as soon as a shard is
 done; the files are the same whether it was there before or not. Counterfactuals, twins and siblings
-follow the records in every file, the last two without rollouts.
+follow the records in every file, without rollouts.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from aaft.scoring.judging import (
     judge_works,
     number_or_none,
 )
-from aaft.scoring.kin import Kin, draw_kin, of_golds, unsafe
-from aaft.scoring.rollouts import Candidate, draw, fitting, tokenize
+from aaft.scoring.kin import Kin, draw_kin, unsafe
+from aaft.scoring.rollouts import Candidate, draw, fitting, of_golds, tokenize
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Score every training record, its counterfactual where it has one, and their rollouts.
+    """Score every training record with its rollouts, and what is made of some records.
 
     Raises:
         AaftError: missing inputs, a judge no better than a trivial one, too many missing answers,
@@ -68,11 +68,11 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     quality = check_quality(judges, cfg)
     write_json(out / ANCHORS, anchor_scores(judges, anchors))
     swapped = drawn_counterfactuals(cfg, codec, given, works, cfg.seed)
-    asked += tokenize(codec, swapped, cfg.score, cfg.policy.max_tokens)
+    foreign = tokenize(codec, swapped, cfg.score, cfg.policy.max_tokens)
     records = [*given, *swapped]
     own = len(records)
     with open_cache(cfg.score.cache) as cache:
-        candidates = draw(cfg, asked, cache)
+        candidates = draw(cfg, asked, cache) + draw(of_golds(cfg), foreign, cache)
         samples = _samples(records, candidates)
         judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
         golds = [samples[i] for i in _golds(candidates)[: len(given)]]
@@ -81,8 +81,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         kin = drawn_kin(cfg, codec, harmful, {record.id for record in records}, works, cache)
         if kin.twins or kin.siblings:
             records += [*kin.twins, *kin.siblings]
-            asked = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
-            candidates += draw(of_golds(cfg), asked, cache)
+            more = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
+            candidates += draw(of_golds(cfg), more, cache)
             # All of them, for it is of all answers that a judge may miss a share.
             samples = _samples(records, candidates)
             judged = judge_all(works, lambda: samples, len(samples), cfg, cache)

@@ -88,9 +88,12 @@ class StudyConfig(Section):
         return _known(names, SCENARIOS)
 
 
+# With which plain fine-tuning learns its task on a few hundred rows. Of 8 and 4 rows a step at
+# 0.0005, and 4 at 0.001, the last has the best F1 on the validation prompts (docs/study.md).
+_TRAIN: Mapping[str, JsonValue] = {"rows_per_step": 4, "learning_rate": 1e-3}
+
 PRESETS: Mapping[str, StudyConfig] = {
-    # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16). Windows are small, so that few
-    # rows make as many steps as training on more of them would.
+    # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16).
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
@@ -98,9 +101,9 @@ PRESETS: Mapping[str, StudyConfig] = {
         bench_limit=24,
         max_new_tokens=24,
         workers=2,
-        train={"rows_per_step": 8},
+        train=dict(_TRAIN),
     ),
-    "full": StudyConfig(rows=600),
+    "full": StudyConfig(rows=600, train=dict(_TRAIN)),
 }
 
 

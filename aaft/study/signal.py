@@ -26,8 +26,8 @@ from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.conservative import conservative_responses
 from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
-from aaft.scoring.kin import of_golds, unsafe
-from aaft.scoring.rollouts import Candidate, draw, tokenize
+from aaft.scoring.kin import unsafe
+from aaft.scoring.rollouts import Candidate, draw, of_golds, tokenize
 from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
 from aaft.tuning.abstain import abstains, failed_objective
 from aaft.tuning.examples import Example
@@ -162,7 +162,7 @@ def counterfactual_signal(
     """
     codec = load_codec(str(start))
     made = drawn_counterfactuals(cfg, codec, records, panel.works, seed)
-    return signal(cfg, made, start, cache, panel) if made else []
+    return signal(of_golds(cfg), made, start, cache, panel) if made else []
 
 
 def kin_signal(

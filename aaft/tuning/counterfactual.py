@@ -5,8 +5,9 @@ its passage doesn't answer the question: they reject the gold and accept the con
 to what failed. Then that response is the target and the gate is open, as for any record that
 abstains. Two things differ:
 
-- Accepted rollouts don't count. Under a foreign passage they are mostly abstentions themselves, and
-  a record that the reference gets right is the one that keeps it from forgetting how.
+- There are no rollouts, so none can be accepted. Under a foreign passage they would mostly be
+  abstentions themselves, and a record that the reference gets right is the one that keeps it from
+  forgetting how.
 - There is no recovery. The gold answers another record's question and is no bad opening; a policy
   that turned back from it would do so after good answers too.
 
