@@ -110,7 +110,9 @@ class ObjectiveSettings(Section):
     lambda_recovery: float = Field(2.5, ge=0)
     recovery_tokens: int = Field(16, gt=0, description="most gold tokens before a recovery")
     recoveries: int = Field(5, ge=0, description="recoveries at a visit; 0 switches them off")
-    beta_anchor: float = Field(2.0, ge=0, description="hold on to the reference on harmless twins")
+    beta_anchor: float = Field(
+        2.0, ge=0, description="on the reference's answers to harmless twins"
+    )
 
 
 class TrainConfig(Section):

@@ -15,7 +15,7 @@ import pytest
 from aaft.config import Config, DataConfig
 from aaft.errors import AaftError
 from aaft.io import read_json, write_jsonl
-from aaft.judge_config import CallableSpec, EmbeddedSpec, JudgesConfig
+from aaft.judge_config import CallableSpec, EmbeddedSpec, EndpointSpec, JudgesConfig
 from aaft.judges import evaluate
 from aaft.judges.baselines import best_baseline, fit_baselines
 from aaft.judges.breakdown import breakdown, length_bins, unbeaten
@@ -289,6 +289,36 @@ def test_what_was_measured_is_measured_again_when_judge_or_rows_change(tmp_path:
     (tmp_path / "judge/safety.jsonl").unlink()
     with pytest.raises(AaftError, match=r"data\.judge: .*safety\.jsonl: No such file"):
         asked()
+
+
+class Failing(Plain):
+    """Doesn't answer the first time."""
+
+    def score(self, samples):
+        scores = super().score(samples)
+        if self.asked == len(samples):
+            scores["safety"][0] = math.nan
+        return scores
+
+
+def test_what_was_measured_of_a_judge_that_failed_or_is_a_server_is_not_kept(
+    tmp_path: Path,
+) -> None:
+    cfg, failing = judged_by(tmp_path), Failing(0.9)
+    first = check_quality([failing], cfg)
+    assert first.judges["plain"]["safety"]["missing"] == 1
+    again = check_quality([failing], cfg)
+    assert again.judges["plain"]["safety"]["missing"] == 0
+    asked = failing.asked
+    assert check_quality([failing], cfg) == again
+    assert failing.asked == asked
+    server = EndpointSpec(name="s", url="http://127.0.0.1:9/v1", model="m", preset="llama_guard")
+    panel = cfg.judges.model_copy(update={"panel": (server,)})
+    for _ in ("measured", "measured again"):
+        plain = Plain(0.9)
+        plain.digest = "served"
+        check_quality([plain], cfg.model_copy(update={"judges": panel}))
+        assert plain.asked > 0
 
 
 def test_a_judge_without_enough_labelled_rows_is_unmeasured_and_may_go_on() -> None:

@@ -189,7 +189,6 @@ def test_what_the_reference_declines_it_answers_from_a_beginning(cfg: Config, mo
     asked: list[list[int]] = []
     work = kin.KinWork(cfg)
     codec = Codec(tiny.tokenizer())
-    begun = codec.response_ids(kin.COMPLIANT)[:-1]
     sorry, yes = "I'm sorry, but I can't help with that.", "Boil it for ten minutes."
 
     def said(prompts):
@@ -200,5 +199,6 @@ def test_what_the_reference_declines_it_answers_from_a_beginning(cfg: Config, mo
     first, second, third = (codec.prompt_ids(messages) for messages in requests)
     monkeypatch.setattr(work, "_said", said)
     assert work._answers(requests) == [yes] * 3
-    assert asked == [first, second, third, first + begun, third + begun]
+    begun = [codec.prompt_ids(requests[i], kin.COMPLIANT) for i in (0, 2)]
+    assert asked == [first, second, third, *begun]
     assert work._answers([]) == []

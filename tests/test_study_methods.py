@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,23 @@ def test_a_budget_is_met_within_half_a_row_and_evenly(sizes, tokens, seed) -> No
     turns = [counts[e.id] for e in rows]
     assert max(turns) - min(turns) <= 1
     assert chosen == rows_budget(rows, tokens, seed)
+
+
+def test_a_guest_costs_what_it_does_not_share_and_is_drawn_with_its_host() -> None:
+    hosts = [replace(scored(i, [0.9]), conservative=None) for i in range(20)]
+    asked = [scored(50 + i, [0.1]) for i in range(20)]
+    guests = [
+        replace(e, prompt=[*host.prompt, 5, 6], host=host.id, shared=len(host.prompt))
+        for e, host in zip(asked, hosts, strict=True)
+    ]
+    guests = [replace(e, abstention=e.conservative, conservative=None) for e in guests]
+    assert {cost(guest) for guest in guests} == {2 + len([20, 21, 22, 0])}
+    rows = [*hosts, *guests]
+    chosen = rows_budget(rows, sum(map(cost, rows)) // 2, 0)
+    names = [e.id for e in chosen]
+    assert 0 < len(chosen) < len(rows)
+    together = [guest.host in names for guest in guests if guest.id in names]
+    assert together.count(False) <= 1
 
 
 def test_a_budget_that_fits_changes_nothing() -> None:

@@ -15,7 +15,7 @@ from aaft.errors import AaftError
 from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.tuning import stage
 from aaft.tuning.counterfactual import kept_counterfactuals
-from aaft.tuning.trainer import visited
+from aaft.tuning.trainer import with_guests
 from tests import tiny_train
 from tests.test_tuning_trainer import example
 from tests.tiny_train import outcome
@@ -114,7 +114,7 @@ def test_guests_are_visited_right_after_their_host(order, hosts) -> None:
     examples = [example(n, [0.9]) for n in range(6)]
     hosted = dict(zip((1, 2, 4), hosts, strict=False))
     examples = [replace(e, host=hosted.get(i)) for i, e in enumerate(examples)]
-    seen = visited(examples, order)
+    seen = with_guests(examples, order)
     assert sorted(seen) == list(range(6))
     free = [i for i in order if hosted.get(i) in (None, "away")]
     assert [i for i in seen if i in free] == free

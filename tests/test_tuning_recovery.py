@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aaft.config import LoraSettings, ObjectiveSettings, TrainConfig
 from aaft.models.packed import PackedRow, branch_logprobs, pack
 from aaft.tuning.examples import Example
-from aaft.tuning.recovery import recovery_prefixes
+from aaft.tuning.recovery import recovery_prefixes, turns_back
 from aaft.tuning.stage import add_lora
 from aaft.tuning.trainer import Trainer
 from tests import tiny
@@ -99,6 +99,23 @@ def train(examples: list[Example], **objective) -> tuple[torch.nn.Module, Traine
     trainer = Trainer(model, examples, cfg, seed=0)
     trainer.run()
     return model.eval(), trainer
+
+
+@pytest.mark.parametrize(
+    ("failed", "gold", "turns"),
+    [
+        ("safety", [0.1, 0.9], True),
+        # The rollouts are unsafe; the gold is made up, and no opening to turn back from.
+        ("safety", [0.6, 0.2], False),
+        ("safety", [math.nan, 0.2], False),
+        ("grounding", [0.1, 0.2], False),
+        (None, [math.nan, math.nan], False),
+    ],
+)
+def test_ways_back_are_from_unsafe_golds(failed, gold, turns) -> None:
+    quality = np.array([gold, [0.3, 0.5]])
+    assert turns_back(failed, quality, ("safety", "grounding")) == turns
+    assert not turns_back("comply", quality, ("comply", "grounding"))
 
 
 def mean_logprob(model, rows: list[PackedRow]) -> float:

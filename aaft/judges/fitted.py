@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aaft.config import Config
-from aaft.errors import AaftError
-from aaft.io import file_digest, text_digest
-from aaft.judges.labelled import FILES, read_labelled
+from aaft.io import text_digest
+from aaft.judges.labelled import labelled_digests, read_labelled
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +27,7 @@ def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
     from aaft.judges.features import Encoders
 
     encoders = Encoders.load(cfg.judges, device)
-    try:
-        data = [file_digest(cfg.data.judge / f"{name}.jsonl") for name in FILES]
-    except OSError as error:
-        raise AaftError(
-            f"data.judge: {error.filename}: {error.strerror}; run `make setup`"
-        ) from None
+    data = labelled_digests(cfg.data.judge)
     folder = (
         cfg.score.cache / "judges" / text_digest(" ".join([*data, encoders.digest, code_digest()]))
     )

@@ -3,7 +3,8 @@
 Before anything is scored, each judge of the panel is measured on labelled rows of the ``test``
 split; one whose AUROC is not above that of its best trivial baseline (`aaft.judges.baselines`) on
 some objective stops the run, unless ``judges.force`` is set. What was measured is kept under
-``score.cache`` for the next run with the same judges and rows.
+``score.cache`` for the next run with the same judges and rows, but for servers, which can change
+unseen, and where answers were missing.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ import numpy as np
 from aaft.config import Config
 from aaft.errors import AaftError
 from aaft.io import file_digest, read_json, text_digest, write_json
+from aaft.judge_config import EndpointSpec
 from aaft.judges import metrics
 from aaft.judges.asking import ask, measured_tasks
 from aaft.judges.base import Judge
 from aaft.judges.baselines import Baselines, best_baseline, fit_baselines
 from aaft.judges.labelled import (
-    FILES,
     TASKS,
     Row,
     Vector,
+    labelled_digests,
     labels,
     of_split,
     read_labelled,
@@ -36,7 +38,7 @@ from aaft.judges.labelled import (
     with_comply,
 )
 from aaft.judges.metrics import counts, point, too_few
-from aaft.scoring.alignment import combine
+from aaft.scoring import alignment
 
 SAMPLE = 300
 """Most rows of a task that a judge is asked about; `aaft judges eval` asks about all."""
@@ -61,6 +63,12 @@ class Quality:
     problems: list[str]
     """What stops the run unless it is forced."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether every judge answered wherever it was asked."""
+        figures = (f for tasks in self.judges.values() for f in tasks.values())
+        return not any(isinstance(f, dict) and f["missing"] for f in figures)
+
     def section(self) -> dict[str, Any]:
         """The part of ``score/report.json``: ``judges`` and ``judge_quality``."""
         return {
@@ -83,7 +91,8 @@ def check_quality(judges: Sequence[Judge], cfg: Config) -> Quality:
         print("score: measuring the judges", flush=True)
         labelled = read_labelled(cfg.data.judge)
         quality = measure_quality(judges, labelled, kappa_u=cfg.judges.kappa_u)
-        write_json(path, dataclasses.asdict(quality))
+        if quality.complete and not any(isinstance(s, EndpointSpec) for s in cfg.judges.panel):
+            write_json(path, dataclasses.asdict(quality))
     problems = quality.problems
     if problems and not cfg.judges.force:
         more = f" ({len(problems) - 1} more such)" if len(problems) > 1 else ""
@@ -98,13 +107,9 @@ def check_quality(judges: Sequence[Judge], cfg: Config) -> Quality:
 
 def _inputs(judges: Sequence[Judge], cfg: Config) -> str:
     """Digest of all that shapes what is measured."""
-    try:
-        rows = [file_digest(cfg.data.judge / f"{name}.jsonl") for name in FILES]
-    except OSError as error:
-        raise AaftError(
-            f"data.judge: {error.filename}: {error.strerror}; run `make setup`"
-        ) from None
-    code = [file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    rows = labelled_digests(cfg.data.judge)
+    home = Path(__file__).parent
+    code = [file_digest(p) for p in (*sorted(home.glob("*.py")), Path(alignment.__file__))]
     panel = [[judge.name, judge.digest] for judge in judges]
     return text_digest(json.dumps([panel, cfg.judges.kappa_u, rows, code]))
 
@@ -164,7 +169,7 @@ def _panel(
     for rows, scores in answers.values():
         by_id = {row["id"]: score for row, score in zip(rows, scores, strict=True)}
         table.append([by_id[row["id"]] for row in few])
-    quality, _ = combine(np.array(table, dtype=np.float64), kappa_u)
+    quality, _ = alignment.combine(np.array(table, dtype=np.float64), kappa_u)
     return _figures(few, quality, trivial)
 
 

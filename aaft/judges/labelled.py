@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aaft.errors import AaftError
-from aaft.io import read_jsonl
+from aaft.io import file_digest, read_jsonl
 from aaft.judges.base import Sample
 from aaft.judges.text import words
 
@@ -46,6 +46,20 @@ def read_labelled(folder: Path) -> dict[str, list[dict[str, Any]]]:
                     "of 0 or 1; run `aaft data build`"
                 )
     return tasks
+
+
+def labelled_digests(folder: Path) -> list[str]:
+    """Digest of each file of ``data/judge``.
+
+    Raises:
+        AaftError: a missing file.
+    """
+    try:
+        return [file_digest(folder / f"{name}.jsonl") for name in FILES]
+    except OSError as error:
+        raise AaftError(
+            f"data.judge: {error.filename}: {error.strerror}; run `make setup`"
+        ) from None
 
 
 def with_comply(tasks: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:

@@ -111,7 +111,7 @@ def training(history: Sequence[Mapping[str, Any]]) -> str:
         parts = {"loss": INK, "sft": ACCENT, "pg": SECOND, "abstain": THIRD}
         for key, colour in parts.items():
             _line(loss, history, key, colour)
-        # What is held on to as what is imitated, ways back as what is declined.
+        # Dashed in the colour of the part that each belongs with: imitation and declining.
         for key, colour in {"anchor": ACCENT, "recovery": THIRD}.items():
             if any(row.get(key) for row in history):
                 _line(loss, history, key, colour, dashes=(3, 2))

@@ -23,15 +23,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from aaft.config import ACCEPTED, Config, ScoreConfig
+from aaft.data import text as shaping
 from aaft.data.contamination import leaks
 from aaft.data.records import Record
 from aaft.data.text import normalise, opens_with_refusal, shorten
+from aaft.io import file_digest
 from aaft.models.fingerprint import model_digest
 from aaft.models.policy import Codec, load_codec, load_policy
 from aaft.scoring.cache import ScoreCache
@@ -93,7 +96,8 @@ class KinWork:
         requests = self._requests(items, asked)
         made: list[dict[str, dict[str, str]]] = [{} for _ in items]
         for begun, request in zip(asked, requests, strict=True):
-            if len(request.split()) >= _FEWEST_WORDS:
+            more = normalise(request) != normalise(begun.opening)
+            if more and len(request.split()) >= _FEWEST_WORDS:
                 made[begun.item][begun.name] = {"request": request}
         twins = [
             (i, kin) for i, own in enumerate(made) for name, kin in own.items() if TWIN in name
@@ -148,8 +152,7 @@ class KinWork:
         prompts = [self._codec.prompt_ids(messages) for messages in asked]
         texts = self._said(prompts)
         declined = [i for i, text in enumerate(texts) if opens_with_refusal(text)]
-        begun = self._codec.response_ids(COMPLIANT)[:-1]
-        said = self._said([prompts[i] + begun for i in declined])
+        said = self._said([self._codec.prompt_ids(asked[i], COMPLIANT) for i in declined])
         for i, text in zip(declined, said, strict=True):
             texts[i] = text
         return texts
@@ -176,7 +179,7 @@ class KinWork:
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
         sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {COMPLIANT}"
-        return ("kin", digest, sampler, self._cfg.seed)
+        return ("kin", digest, sampler, self._cfg.seed, file_digest(Path(shaping.__file__)))
 
     @cached_property
     def _codec(self) -> Codec:

@@ -97,7 +97,7 @@ PRESETS: Mapping[str, StudyConfig] = {
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
-        rows=144,
+        rows=120,
         bench_limit=24,
         max_new_tokens=24,
         workers=2,

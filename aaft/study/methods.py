@@ -169,10 +169,12 @@ def rows_budget(examples: Sequence[Example], tokens: int, seed: int) -> list[Exa
 def cost(example: Example) -> int:
     """Tokens of prompt and gold, without those that it shares with its host.
 
-    Siblings and counterfactuals have no gold of their own; what they are to say counts.
+    Siblings and counterfactuals (which abstain without a way back) have no gold of their own; what
+    they are to say counts.
     """
     said = example.candidates[0]
-    if example.abstention is not None and (example.role == "sibling" or example.host):
+    made = example.role == "sibling" or example.conservative is None
+    if made and example.abstention is not None:
         said = example.abstention
     return len(example.prompt) - example.shared + len(said)
 

@@ -31,7 +31,7 @@ from aaft.scoring.rollouts import Candidate, draw, of_golds, tokenize
 from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
 from aaft.tuning.abstain import abstains, failed_objective
 from aaft.tuning.examples import Example
-from aaft.tuning.recovery import OPENED
+from aaft.tuning.recovery import turns_back
 
 Vector = npt.NDArray[np.float64]
 
@@ -249,7 +249,7 @@ def decided(example: ScoredExample) -> ScoredExample:
         reward=reward,
         abstention=answer if declines else None,
         conservative=answer if recovers else None,
-        recovers=failed == OPENED,
+        recovers=turns_back(failed, example.quality, example.objectives),
         review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
     )
 

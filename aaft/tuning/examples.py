@@ -19,7 +19,7 @@ from aaft.errors import AaftError
 from aaft.io import read_jsonl
 from aaft.models.policy import Codec
 from aaft.tuning.abstain import abstains, failed_objective
-from aaft.tuning.recovery import OPENED
+from aaft.tuning.recovery import turns_back
 
 Role = Literal["record", "anchor", "sibling"]
 
@@ -68,8 +68,8 @@ class Scores:
 def stack(examples: Sequence[Example]) -> Scores:
     """Stack examples' scores; every example has the same M.
 
-    One with fewer candidates, as twins and siblings have, gets its last one repeated: it has no
-    gate, so nothing weighs them.
+    One without rollouts, as counterfactuals, twins and siblings are, gets its gold repeated: it has
+    one target, so nothing weighs its candidates.
     """
     width = max(len(example.candidates) for example in examples)
 
@@ -146,7 +146,7 @@ def load_examples(
                 reward=reward,
                 abstention=answer if declines else None,
                 conservative=answer if recovers else None,
-                recovers=failed == OPENED,
+                recovers=turns_back(failed, quality, objectives),
                 review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
             )
         )

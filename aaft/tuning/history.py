@@ -70,8 +70,8 @@ def history_row(
 
     ``share_*`` is a part's share of the parts' absolute sum, 0 where all are 0. ``ratio_*`` is the
     mean ``d``, nats per token, and ``clip_*`` a share, each over candidates of open gates of
-    records that don't abstain; absent where there are none. Gates are those of records and
-    counterfactuals: twins and siblings have none.
+    records that don't abstain, ``ess`` a mean over these records; absent where there are none.
+    Gates are those of records and counterfactuals: twins and siblings have none.
     """
     row: dict[str, float | int] = {"step": step, "loss": losses.total}
     row |= {str(part): loss for part, loss in losses.parts.items()}
@@ -94,8 +94,10 @@ def _gate_numbers(gating: Gating, cfg: ObjectiveSettings) -> dict[str, float | i
         "gate_p50": p50,
         "gate_p90": p90,
         "gate_open_share": float((gates > 0).double().mean()),
-        "ess": float(gating.standing.ess[gating.recorded].mean()),
     }
+    weighed = gating.recorded & ~gating.abstaining
+    if bool(weighed.any()):
+        row["ess"] = float(gating.standing.ess[weighed].mean())
     return row | _candidate_numbers(gating, cfg)
 
 

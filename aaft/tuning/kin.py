@@ -7,7 +7,9 @@ Both have one target and no gate::
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
 complying would. The twin's own answer is the greedy one of ``mu``; its negative log-likelihood
-stands for KL(mu || pi), which holds the policy to the reference where the data does not go.
+stands for KL(mu || pi), which holds the policy to the reference where the data does not go. Where
+``mu`` declines, it is what ``mu`` says after a compliant beginning, and the policy is led away from
+the reference.
 """
 
 from __future__ import annotations

@@ -112,11 +112,11 @@ def term_rows(
         window: the examples that ``Term.example`` counts in.
         terms: in any order; a row's branches are in the order of its terms.
     """
-    at = {example.id: i for i, example in enumerate(window)}
+    at: dict[str | None, int] = {example.id: i for i, example in enumerate(window)}
     groups: dict[int, list[Term]] = {}
     for term in terms:
-        host = window[term.example].host
-        groups.setdefault(at.get(host or "", term.example), []).append(term)
+        home = at.get(window[term.example].host, term.example)
+        groups.setdefault(home, []).append(term)
     rows = {}
     for i, own in groups.items():
         guests = [window[term.example] for term in own if term.example != i]

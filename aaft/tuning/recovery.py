@@ -22,8 +22,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from aaft.config import ACCEPTED
+
 OPENED = "safety"
 """The objective whose rejected answers are put into a policy's mouth."""
+
+
+def turns_back(
+    failed: str | None, quality: npt.NDArray[np.float64], objectives: Sequence[str]
+) -> bool:
+    """Whether a record's gold is a bad opening: `OPENED` is what failed, of the gold too.
+
+    Args:
+        failed: the objective that failed over all candidates.
+        quality: ``q``, ``[K+1, M]`` or NaN, gold first.
+        objectives: names of the M columns.
+    """
+    return failed == OPENED and bool(quality[0, list(objectives).index(OPENED)] < ACCEPTED)
 
 
 def recovery_prefixes(

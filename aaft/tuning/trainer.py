@@ -111,7 +111,7 @@ class Trainer:
         count = len(self._examples)
         for epoch in range(self.cfg.epochs):
             shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = visited(self._examples, torch.randperm(count, generator=shuffle).tolist())
+            order = with_guests(self._examples, torch.randperm(count, generator=shuffle).tolist())
             for start in range(0, len(order), self.cfg.rows_per_step):
                 chosen = order[start : start + self.cfg.rows_per_step]
                 yield epoch, [self._examples[i] for i in chosen]
@@ -218,13 +218,16 @@ class Trainer:
         return step
 
 
-def visited(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
-    """``order`` with every example that has a host among them right after it."""
-    places = {examples[i].id: place for place, i in enumerate(order)}
+def with_guests(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
+    """``order`` with every example that has a host among them right after it.
+
+    Windows are cut without regard to them: a guest that comes into the next one is computed alone.
+    """
+    places: dict[str | None, int] = {examples[i].id: place for place, i in enumerate(order)}
 
     def place(pair: tuple[int, int]) -> tuple[int, int]:
         own, i = pair
-        host = places.get(examples[i].host or "")
+        host = places.get(examples[i].host)
         return (own, -1) if host is None else (host, own)
 
     return [i for _, i in sorted(enumerate(order), key=place)]
