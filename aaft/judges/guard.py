@@ -24,7 +24,7 @@ from aaft.io import file_digest, text_digest
 from aaft.judge_config import GuardSpec
 from aaft.judges import verdict
 from aaft.judges.base import Sample, Scores
-from aaft.models import batching, runtime
+from aaft.models import batching, packed, runtime
 from aaft.models.fingerprint import config_file, model_digest
 
 _MULTIPLE = 16
@@ -63,7 +63,8 @@ class GuardJudge:
         spec = self._spec.model_dump(exclude=idle)
         style = [self._style.prefix, dict(self._style.words)]
         model = model_digest(self._spec.model, self._spec.revision, self._key)
-        code = [file_digest(Path(p)) for p in (__file__, verdict.__file__, batching.__file__)]
+        modules = (verdict, batching, packed)
+        code = [file_digest(Path(p)) for p in (__file__, *(str(m.__file__) for m in modules))]
         return text_digest(json.dumps([spec, style, model, code]))
 
     def score(self, samples: Sequence[Sample]) -> Scores:
@@ -154,7 +155,7 @@ class GuardJudge:
         if text is None:
             return "without context"
         encoded = [_encode(tokenizer, f"{text}{word}") for word in self._style.words]
-        shared = _shared_length(encoded)
+        shared = packed.shared_length(encoded)
         if shared > self._spec.max_length:
             return "too long"
         nexts = [ids[shared] if shared < len(ids) else -1 for ids in encoded]
@@ -212,13 +213,3 @@ class GuardJudge:
 def _encode(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def _shared_length(rows: Sequence[Sequence[int]]) -> int:
-    """How many first entries all rows share."""
-    count = 0
-    for entries in zip(*rows, strict=False):
-        if len(set(entries)) > 1:
-            break
-        count += 1
-    return count

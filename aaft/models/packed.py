@@ -150,6 +150,16 @@ def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
     return sums.index_add(0, batch.branch.to(values.device), values)
 
 
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many first entries all rows share."""
+    count = 0
+    for entries in zip(*rows, strict=False):
+        if len(set(entries)) > 1:
+            break
+        count += 1
+    return count
+
+
 def check_logits(model: Any) -> None:
     """Make sure that the output embedding alone gives the model's logits.
 

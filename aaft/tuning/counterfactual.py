@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from aaft.models.packed import shared_length
 from aaft.tuning.examples import Example
 
 AnyExample = TypeVar("AnyExample", bound=Example)
@@ -61,14 +62,8 @@ def _hosted(example: AnyExample, ordered: Sequence[Example]) -> AnyExample:
     near = ordered[max(0, place - 1) : place + 1]
     if not near:
         return example
-    host = max(near, key=lambda record: _common(record.prompt, example.prompt))
-    shared = _common(host.prompt, example.prompt)
+    host = max(near, key=lambda record: shared_length([record.prompt, example.prompt]))
+    shared = shared_length([host.prompt, example.prompt])
     if 2 * shared < len(example.prompt):
         return example
     return replace(example, host=host.id, shared=shared)
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

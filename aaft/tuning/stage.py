@@ -81,9 +81,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         for name in ("counterfactuals", "twins", "siblings")
     ]
     rows = [*records, *itertools.chain(*sets)]
-    loaded = iter(load_examples(scored, rows, codec, objectives, false_accept))
+    loaded = {e.id: e for e in load_examples(scored, rows, codec, objectives, false_accept)}
     examples, swapped, twins, siblings = (
-        list(itertools.islice(loaded, len(part))) for part in (records, *sets)
+        [loaded[row.id] for row in part] for part in (records, *sets)
     )
     added = _added(swapped, examples)
     anchors = kept_twins(twins, declined_rewards(scored, "safety"))
