@@ -24,6 +24,7 @@ from aaft.judges.features import Encoders
 from aaft.judges.head import LogisticHead, fit_head
 from aaft.judges.text import is_abstention, is_degenerate, normalize_answer, refusal_phrase
 from aaft.models.policy import load_codec
+from aaft.models.runtime import compute_dtype
 from aaft.scoring.alignment import Alignment, binary_entropy, combine
 from tests import tiny
 
@@ -197,7 +198,7 @@ def test_features_of_an_answer_are_those_of_the_whole_text(models) -> None:
     """The request's cache and the padding change nothing but the last bits."""
     probe = encoders(models, 4).probe
     got = probe.answers(ASKED[:3])
-    model = AutoModel.from_pretrained(models[1], dtype=torch.bfloat16).eval()
+    model = AutoModel.from_pretrained(models[1], dtype=compute_dtype(torch.device("cpu"))).eval()
     codec = load_codec(models[1])
     for row, (prompt, response) in zip(got, ASKED[:3], strict=True):
         asked = codec.prompt_ids([{"role": "user", "content": prompt}])

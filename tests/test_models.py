@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aaft.errors import AaftError
+from aaft.models import runtime
 from aaft.models.generate import common_start, complete, greedy, prefill, response_logprobs
 from aaft.models.packed import PackedRow, branch_logprobs, check_logits, pack, token_logprobs
 from aaft.models.policy import (
     Codec,
     load_codec,
+    load_frozen,
     load_policy,
     locate_model,
     locate_policy,
@@ -44,6 +46,30 @@ def test_packed_branches_score_as_if_each_stood_alone(model, rows) -> None:
     alone = [plain_logprob(model, p, b) for p, bs in rows for b in bs]
     # bfloat16 autocast on one side, float32 on the other.
     assert packed == pytest.approx(alone, rel=0.03, abs=0.35)
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_policy_is_run_in_the_dtype_that_is_fast_here(
+    tmp_path, monkeypatch, fast: bool, dtype: torch.dtype
+) -> None:
+    """Its weights are the stored ones, rounded to bfloat16, in both."""
+    tiny.save_policy(tmp_path / "policy")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    cpu = torch.device("cpu")
+    assert runtime.compute_dtype(cpu) == dtype
+    loaded = load_frozen(str(tmp_path / "policy"), cpu)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    stored = load_policy(str(tmp_path / "policy"), cpu, torch.bfloat16)
+    for mine, its in zip(loaded.parameters(), stored.parameters(), strict=True):
+        assert torch.equal(mine.float(), its.float())
+
+
+def test_without_fast_bfloat16_training_computes_in_float32(model, monkeypatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    rows = [PackedRow([5, 6, 7], [[8, 9], [10]])]
+    packed = branch_logprobs(model, pack(rows)).tolist()
+    alone = [plain_logprob(model, r.prompt, b) for r in rows for b in r.branches]
+    assert packed == pytest.approx(alone, abs=1e-4)
 
 
 def test_packed_branches_are_exact_without_autocast(model, monkeypatch) -> None:

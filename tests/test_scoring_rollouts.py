@@ -28,7 +28,7 @@ def policy() -> Iterator[Any]:
     runtime.prepare(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these sizes are too small to share out
-    yield tiny.policy(layers=3).to(torch.bfloat16)
+    yield tiny.policy(layers=3).to(runtime.compute_dtype(torch.device("cpu")))
     torch.set_num_threads(threads)
 
 

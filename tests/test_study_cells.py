@@ -13,6 +13,7 @@ from aaft.errors import AaftError
 from aaft.io import read_jsonl, write_jsonl
 from aaft.models import runtime
 from aaft.models.policy import Codec, load_codec
+from aaft.models.runtime import compute_dtype
 from aaft.study import methods, scenarios
 from aaft.study.cells import Cell, cell_digest, files_digest, gate_histogram
 from aaft.study.config import METHODS, PRESETS, SCENARIOS, StudyConfig, study_config, with_overrides
@@ -260,7 +261,7 @@ def test_the_merged_copy_answers_as_the_trained_model() -> None:
         want = model(input_ids=ids).logits
         merged = for_generation(model)
         got = merged(input_ids=ids).logits.float()
-    assert merged.dtype == torch.bfloat16
+    assert merged.dtype == compute_dtype(torch.device("cpu"))
     assert merged.config._attn_implementation == "sdpa"
     assert torch.allclose(got, want, atol=0.05 * float(want.abs().max()))
 

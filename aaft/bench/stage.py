@@ -10,8 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from aaft.bench import benign, grounded_qa, harmful
 from aaft.bench.example import BenchExample, Benchmark, load_bench
 from aaft.config import Config, Paths
@@ -21,7 +19,7 @@ from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.features import Encoders
 from aaft.models import runtime
 from aaft.models.generate import greedy
-from aaft.models.policy import Codec, load_codec, load_policy, locate_policy
+from aaft.models.policy import Codec, load_codec, load_frozen, locate_policy
 from aaft.progress import progress
 from aaft.promotion.intervals import rate_interval
 
@@ -57,7 +55,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
     rows: list[dict[str, Any]] = []
     for name, source in (("reference", cfg.policy.model), ("candidate", str(adapter))):
-        model = load_policy(source, device, torch.bfloat16, cfg.policy.revision)
+        model = load_frozen(source, device, cfg.policy.revision)
         answers = _answer(model, codec, examples, cfg, name)
         for benchmark, responses in answers.items():
             scores = benchmark.score(examples[benchmark], responses, judge)

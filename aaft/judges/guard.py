@@ -190,11 +190,11 @@ class GuardJudge:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        spec = self._spec
+        spec, dtype = self._spec, runtime.compute_dtype(self._device)
         try:
             tokenizer = AutoTokenizer.from_pretrained(spec.model, revision=spec.revision)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                spec.model, revision=spec.revision, dtype=torch.bfloat16
+                spec.model, revision=spec.revision, dtype=dtype
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from aaft.errors import AaftError
+from aaft.models.runtime import compute_dtype
 
 # Added to the score of a position that must not be seen; finite, so that no softmax is NaN.
 _HIDDEN = -1e9
@@ -104,7 +105,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
 def label_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
     """Logits where there are labels and nowhere else, ``[T, V]`` float32.
 
-    Runs under bfloat16 autocast.
+    Runs under bfloat16 autocast where the hardware has bfloat16.
 
     Args:
         model: a causal language model or a PEFT wrapper around one.
@@ -114,7 +115,8 @@ def label_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
     device = next(causal.parameters()).device
     mask = None if batch.mask is None else batch.mask.to(device)
     positions = None if batch.positions is None else batch.positions.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    fast = compute_dtype(device) == torch.bfloat16
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
         hidden = causal.base_model(
             input_ids=batch.ids.to(device),
             attention_mask=mask,

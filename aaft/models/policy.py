@@ -193,6 +193,22 @@ def load_policy(
     return model.to(device).eval()
 
 
+def load_frozen(name: str, device: torch.device, revision: str | None = None) -> Any:
+    """A policy to run and not to train, in the dtype that is fast here (`compute_dtype`).
+
+    Its weights are rounded to bfloat16, as they are stored, wherever it runs.
+
+    Raises:
+        AaftError: not found.
+    """
+    import torch
+
+    from aaft.models.runtime import compute_dtype
+
+    stored = load_policy(name, torch.device("cpu"), torch.bfloat16, revision)
+    return stored.to(device, compute_dtype(device))
+
+
 def merge_adapter(base: str, adapter: Path, out: Path, revision: str | None = None) -> None:
     """Write ``base`` with ``adapter`` merged in, in bfloat16, as a Hugging Face directory.
 

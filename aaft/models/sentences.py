@@ -1,4 +1,4 @@
-"""Sentence embeddings by a small encoder: AutoModel and mean pooling, in bfloat16 on CPU."""
+"""Sentence embeddings by a small encoder: AutoModel and mean pooling, in `compute_dtype`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from aaft.errors import AaftError
 from aaft.models.batching import width_batches
+from aaft.models.runtime import compute_dtype
 
 
 class SentenceReader:
@@ -21,7 +22,7 @@ class SentenceReader:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            model: Any = AutoModel.from_pretrained(name, dtype=torch.bfloat16)
+            model: Any = AutoModel.from_pretrained(name, dtype=compute_dtype(device))
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AaftError(

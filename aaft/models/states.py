@@ -12,6 +12,7 @@ import torch
 
 from aaft.errors import AaftError
 from aaft.models.policy import load_codec, locate_model
+from aaft.models.runtime import compute_dtype
 
 Vector = npt.NDArray[np.float32]
 
@@ -41,7 +42,7 @@ class StateReader:
         self._tail = self._ids(after)
         try:
             model: Any = AutoModel.from_pretrained(
-                name, dtype=torch.bfloat16, num_hidden_layers=max(depths)
+                name, dtype=compute_dtype(device), num_hidden_layers=max(depths)
             )
             layers = [model.layers[depth - 1] for depth in depths]
         except (OSError, ValueError, AttributeError) as error:

@@ -36,7 +36,7 @@ from aaft.data.records import Record
 from aaft.data.text import normalise, opens_with_refusal, shorten
 from aaft.io import file_digest
 from aaft.models.fingerprint import model_digest
-from aaft.models.policy import Codec, load_codec, load_policy
+from aaft.models.policy import Codec, load_codec, load_frozen
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.counterfactual import AnyRecord, with_prompt
 from aaft.scoring.engine import content_key, fill, read
@@ -187,14 +187,13 @@ class KinWork:
 
     @cached_property
     def _model(self) -> Any:
-        import torch
 
         from aaft.models import runtime
 
         device = runtime.prepare(self._cfg.seed)
         runtime.quiet_transformers()
         policy = self._cfg.policy
-        return load_policy(policy.model, device, torch.bfloat16, policy.revision)
+        return load_frozen(policy.model, device, policy.revision)
 
 
 def unsafe(

@@ -13,7 +13,7 @@ from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.models.fingerprint import model_digest
 from aaft.models.generate import Completion, complete, prefill, prompt_batches, response_logprobs
-from aaft.models.policy import Codec, load_codec, load_policy
+from aaft.models.policy import Codec, load_codec, load_frozen
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.counterfactual import AnyRecord
 from aaft.scoring.engine import content_key, fill, read
@@ -162,7 +162,6 @@ class RolloutWork:
 
     @cached_property
     def _model(self) -> Any:
-        import torch
 
         from aaft.models import runtime
         from aaft.models.packed import check_logits
@@ -170,7 +169,7 @@ class RolloutWork:
         device = runtime.prepare(self._cfg.seed)
         runtime.quiet_transformers()
         policy = self._cfg.policy
-        model = load_policy(policy.model, device, torch.bfloat16, policy.revision)
+        model = load_frozen(policy.model, device, policy.revision)
         check_logits(model)
         return model
 

@@ -33,6 +33,7 @@ from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.text import is_degenerate, refusal_phrase
 from aaft.models.generate import greedy
 from aaft.models.policy import Codec
+from aaft.models.runtime import compute_dtype
 from aaft.progress import progress
 from aaft.study.config import StudyConfig
 
@@ -205,7 +206,7 @@ def measure(
 
 
 def for_generation(model: Any) -> Any:
-    """The model that was trained, merged and in bfloat16; ``model`` is used up.
+    """The model that was trained, merged, as `load_frozen` gives one; ``model`` is used up.
 
     Raises:
         AaftError: the weights are not finite.
@@ -213,7 +214,8 @@ def for_generation(model: Any) -> Any:
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     if not all(bool(p.isfinite().all()) for p in merged.parameters()):
         raise AaftError("measure: the trained weights are not finite; lower train.learning_rate")
-    merged = merged.to(torch.bfloat16).eval()
+    device = next(merged.parameters()).device
+    merged = merged.to(torch.bfloat16).to(compute_dtype(device)).eval()
     # The training attention on CPU is the plain one; generation relies on the fused one.
     merged.set_attn_implementation("sdpa")
     return merged

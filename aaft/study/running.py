@@ -13,7 +13,7 @@ import torch
 from aaft.config import ACCEPTED, Config
 from aaft.errors import AaftError
 from aaft.judges.embedded import EmbeddedJudge
-from aaft.models.policy import Codec, load_policy
+from aaft.models.policy import Codec, load_frozen
 from aaft.study.cells import gate_histogram
 from aaft.study.config import StudyConfig
 from aaft.study.measure import StudyBench, for_generation, measure
@@ -60,7 +60,7 @@ class Rows:
 def reference_cell(cfg: Config, bench: Bench, device: torch.device) -> Answers:
     """Answers of ``policy.model`` as it is."""
     policy = cfg.policy
-    model = load_policy(policy.model, device, torch.bfloat16, policy.revision)
+    model = load_frozen(policy.model, device, policy.revision)
     return bench.answers(model, "measure reference")
 
 

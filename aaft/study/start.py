@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import aaft
 from aaft.config import Config, LoraSettings, TrainConfig
 from aaft.data.records import Record
@@ -36,7 +34,7 @@ from aaft.models.generate import greedy
 from aaft.models.policy import (
     Codec,
     load_codec,
-    load_policy,
+    load_frozen,
     locate_policy,
     merge_adapter,
     save_adapter,
@@ -94,7 +92,7 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
-    policy = load_policy(cfg.policy.model, device, torch.bfloat16, cfg.policy.revision)
+    policy = load_frozen(cfg.policy.model, device, cfg.policy.revision)
     rows += _answered(cfg, codec, policy, asked)
     examples = plain_examples(rows, codec)
     refusals = of_kind(rows, "refusal")
