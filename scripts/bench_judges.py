@@ -35,7 +35,7 @@ from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.features import Encoders
 from aaft.judges.fitted import fitted_heads
 from aaft.models import runtime
-from aaft.models.policy import load_codec, load_policy
+from aaft.models.policy import load_codec, load_frozen, load_policy
 from aaft.scoring.rollouts import roll_out, tokenize
 
 PAIRS = 600
@@ -141,7 +141,7 @@ def rollouts(
     """New tokens a second, the end token included."""
     codec = load_codec(cfg.policy.model)
     asked = tokenize(codec, records[:PROMPTS], cfg.score, cfg.policy.max_tokens)
-    model = load_policy(cfg.policy.model, device, torch.bfloat16)
+    model = load_frozen(cfg.policy.model, device)
     made: list[int] = []
 
     def ours() -> None:

@@ -14,8 +14,9 @@ step    one step of ``train.method: aaft`` against the same step of ``sft``, fro
                 by aaft's own rules, with a judge that accepts 5% by mistake
         real    the rows and scores under build/, where a run has left them; else null
 
-tokens  tokens a second of ``sft`` against TRL's SFTTrainer, bfloat16 autocast and loss on the same
-        response tokens in both; prompt and response count, padding doesn't
+tokens  tokens a second of ``sft`` against TRL's SFTTrainer, bfloat16 autocast (where the hardware
+        has bfloat16) and loss on the same response tokens in both; prompt and response count,
+        padding doesn't
 
         defaults  TRL's: 8 rows at a time, gradient checkpointing
         tuned     4 rows at a time, as they pad less, and no checkpointing, as memory isn't short
@@ -44,7 +45,7 @@ from aaft.config import Config, Paths, load_config
 from aaft.data.records import Record, load_records, read_clean
 from aaft.io import read_json
 from aaft.models import runtime
-from aaft.models.policy import Codec, load_codec, load_policy
+from aaft.models.policy import Codec, load_codec, load_frozen, load_policy
 from aaft.scoring.conservative import conservative_responses
 from aaft.scoring.rollouts import Candidate, roll_out, tokenize
 from aaft.tuning.abstain import abstains
@@ -177,7 +178,7 @@ def synthetic(cfg: Config, codec: Codec, device: torch.device) -> tuple[list[Win
     """The same rows twice: scored so that no gate opens, and so that three of each window do."""
     size = cfg.train.rows_per_step
     records = random.Random(cfg.seed).sample(load_records(cfg.data), size * (WARM_UP + STEPS))
-    reference = load_policy(cfg.policy.model, device, torch.bfloat16, cfg.policy.revision)
+    reference = load_frozen(cfg.policy.model, device, cfg.policy.revision)
     asked = tokenize(codec, records, cfg.score, cfg.policy.max_tokens)
     drawn = roll_out(reference, codec, asked, cfg.score, cfg.seed)
     closed, opened = [], []
@@ -295,7 +296,7 @@ def train_with_trl(
             num_train_epochs=1,
             train_sampling_strategy="sequential",
             completion_only_loss=True,
-            bf16=True,
+            bf16=runtime.compute_dtype(device) == torch.bfloat16,
             use_cpu=device.type == "cpu",
             max_length=cfg.policy.max_tokens,
             logging_steps=1,

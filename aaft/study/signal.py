@@ -29,9 +29,8 @@ from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
 from aaft.scoring.kin import unsafe
 from aaft.scoring.rollouts import Candidate, draw, of_golds, tokenize
 from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
-from aaft.tuning.abstain import abstains, failed_objective
+from aaft.tuning.decision import Remedy, decide
 from aaft.tuning.examples import Example
-from aaft.tuning.recovery import turns_back
 
 Vector = npt.NDArray[np.float64]
 
@@ -231,27 +230,14 @@ def _example(
 
 
 def decided(example: ScoredExample) -> ScoredExample:
-    """``example`` with what follows from its scores: rewards, abstention, recovery, review.
-
-    The same decisions as `aaft.tuning.examples.load_examples` makes.
-    """
+    """``example`` with what follows from its scores: rewards, abstention, recovery, review."""
     reward = worst(example.quality)
-    failed = failed_objective(example.quality, example.objectives)
-    declining = example.declining.get(failed or "")
-    answer, recovers, declines = None, False, False
-    if declining is not None:
-        answer = declining.ids
-        accepted = float(worst(declining.quality[None])[0])
-        recovers = bool(reward[0] < ACCEPTED) and accepted >= ACCEPTED
-        declines = abstains(reward, accepted, example.false_accept.get(failed or "", 0.0))
-    return replace(
-        example,
-        reward=reward,
-        abstention=answer if declines else None,
-        conservative=answer if recovers else None,
-        recovers=turns_back(failed, example.quality, example.objectives),
-        review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
-    )
+    declining = {
+        name: Remedy(said.ids, float(worst(said.quality[None])[0]))
+        for name, said in example.declining.items()
+    }
+    decisions = decide(example.quality, reward, example.objectives, declining, example.false_accept)
+    return replace(example, reward=reward, **decisions)
 
 
 def worst(quality: Vector) -> Vector:

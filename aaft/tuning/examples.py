@@ -13,13 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from aaft.config import ACCEPTED
 from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.io import read_jsonl
 from aaft.models.policy import Codec
-from aaft.tuning.abstain import abstains, failed_objective
-from aaft.tuning.recovery import turns_back
+from aaft.tuning.decision import Remedy, decide
 
 Role = Literal["record", "anchor", "sibling"]
 
@@ -112,7 +110,10 @@ def load_examples(
     texts = {
         (r["id"], r["candidate"]): r["token_ids"] for r in read_jsonl(folder / "candidates.jsonl")
     }
-    conservative = {(r["id"], r["objective"]): r for r in read_jsonl(folder / "conservative.jsonl")}
+    declining: dict[str, dict[str, Remedy]] = {}
+    for row in read_jsonl(folder / "conservative.jsonl"):
+        said = Remedy(codec.response_ids(row["text"]), _reward(row))
+        declining.setdefault(row["id"], {})[row["objective"]] = said
     groups = dict(iter(pd.read_parquet(folder / "alignment.parquet").groupby("id")))
     examples = []
     for record in records:
@@ -125,16 +126,7 @@ def load_examples(
         prompt = codec.prompt_ids(record.prompt_messages)
         candidates = [texts[record.id, k] for k in scored["candidate"]]
         quality = scored[list(objectives)].to_numpy(dtype=np.float64)
-        failed = failed_objective(quality, objectives)
-        declining = conservative.get((record.id, failed))
-        alpha = false_accept.get(failed or "", 0.0)
         reward = scored["r"].to_numpy(dtype=np.float64)
-        answer, recovers, declines = None, False, False
-        if declining is not None:
-            answer = codec.response_ids(declining["text"])
-            accepted = _reward(declining)
-            recovers = bool(reward[0] < ACCEPTED) and accepted >= ACCEPTED
-            declines = abstains(reward, accepted, alpha)
         examples.append(
             Example(
                 id=record.id,
@@ -144,10 +136,7 @@ def load_examples(
                 uncertainty=scored[[f"u_{n}" for n in objectives]].to_numpy(dtype=np.float64),
                 logprob=scored["logprob"].to_numpy(dtype=np.float64),
                 reward=reward,
-                abstention=answer if declines else None,
-                conservative=answer if recovers else None,
-                recovers=turns_back(failed, quality, objectives),
-                review=failed is not None and declining is None and bool((reward < ACCEPTED).all()),
+                **decide(quality, reward, objectives, declining.get(record.id, {}), false_accept),
             )
         )
     return examples
