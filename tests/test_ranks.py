@@ -21,6 +21,8 @@ from aaft.io import read_jsonl
 from aaft.tuning import stage
 from aaft.tuning.ranks import Ranks, connect
 from tests import tiny_train
+from tests.test_train_counterfactual import KEPT, add_counterfactuals
+from tests.test_train_kin import SIBLINGS, TWINS, add_kin
 
 
 class Fake:
@@ -85,6 +87,8 @@ def launch(params: Path, processes: int = 2) -> subprocess.CompletedProcess[str]
 def test_two_processes_give_the_losses_and_the_adapter_of_one(tmp_path: Path) -> None:
     # A row a batch: in another batch bfloat16 would round it differently.
     params = tiny_train.save_project(tmp_path / "one", checkpoint_steps=1, tokens_per_batch=1)
+    add_counterfactuals(tmp_path / "one/build", KEPT)
+    add_kin(tmp_path / "one/build", TWINS, SIBLINGS)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     stage.run(load_config(params), Paths(params.parent / "build"))
     done = launch(Path(tmp_path / "two/params.yaml"))

@@ -14,6 +14,8 @@ from aaft.errors import AaftError
 from aaft.io import read_json, read_jsonl
 from aaft.tuning import checkpoint, digest, stage
 from tests import tiny_train
+from tests.test_train_counterfactual import KEPT, add_counterfactuals
+from tests.test_train_kin import SIBLINGS, TWINS, add_kin
 from tests.tiny_train import outcome
 
 
@@ -29,6 +31,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = tiny_train.save_project(
         tmp_path_factory.mktemp("whole"), records=20, epochs=6, checkpoint_steps=2
     )
+    add_counterfactuals(params.parent / "build", KEPT)
+    add_kin(params.parent / "build", TWINS, SIBLINGS)
     train(params)
     return params
 
@@ -214,6 +218,6 @@ def test_history_and_timing_have_a_line_a_step_after_a_resume(
     train(fresh)
     out = fresh.parent / "build/train"
     history, timing = read_jsonl(out / "history.jsonl"), read_jsonl(out / "timing.jsonl")
-    assert [row["step"] for row in history] == list(range(1, 31))
-    assert [row["step"] for row in timing] == list(range(1, 31))
-    assert read_json(out / "report.json")["steps"] == 30
+    assert [row["step"] for row in history] == list(range(1, 37))
+    assert [row["step"] for row in timing] == list(range(1, 37))
+    assert read_json(out / "report.json")["steps"] == 36

@@ -20,30 +20,30 @@ from tests import tiny_train
 from tests.test_tuning_trainer import example
 from tests.tiny_train import outcome
 
-# Rewards of gold and rollouts, and of the conservative response (None: there is none).
-KEPT = {"hopeless": ([0.05, 0.1, 0.1], 0.9), "declined already": ([0.05, 0.9, 0.9], 0.9)}
-DROPPED = {
-    "answered after all": ([0.9, 0.1, 0.1], None),
-    "declining is no answer": ([0.05, 0.1, 0.1], 0.2),
-    "nothing to decline with": ([0.05, 0.1, 0.1], None),
+Scores = dict[str, tuple[float, float | None]]
+"""By name: rewards of the gold, and of the conservative response (None: there is none)."""
+
+KEPT: Scores = {"hopeless": (0.05, 0.9), "hardly": (0.4, 0.6)}
+DROPPED: Scores = {
+    "answered after all": (0.9, None),
+    "declining is no answer": (0.05, 0.2),
+    "nothing to decline with": (0.05, None),
 }
 
 
-def add_counterfactuals(build: Path, scores: dict[str, tuple[list[float], float | None]]) -> None:
+def add_counterfactuals(build: Path, scores: Scores) -> None:
     """As the score stage leaves them: in its files after the records."""
     scored = build / "score"
     candidates = read_jsonl(scored / "candidates.jsonl")
     conservative = read_jsonl(scored / "conservative.jsonl")
     rows, table = [], []
-    for name, (rewards, declining) in scores.items():
+    for name, (gold, declining) in scores.items():
         name = f"{name}~swap"
         turns = [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "ab"}]
         rows.append({"id": name, "source": "test", "messages": turns, "context": None})
-        for k, r in enumerate(rewards):
-            ids = [70 + k, 80, 0]
-            candidates.append({"id": name, "candidate": k, "token_ids": ids})
-            row = {"id": name, "candidate": k, "safety": r, "u_safety": 0.0, "r": r}
-            table.append(row | {"logprob": -15.0})
+        candidates.append({"id": name, "candidate": 0, "token_ids": [70, 80, 0]})
+        row = {"id": name, "candidate": 0, "safety": gold, "u_safety": 0.0, "r": gold}
+        table.append(row | {"logprob": -15.0})
         if declining is not None:
             text = {"objective": "safety", "text": "I can't.", "r": declining}
             conservative.append({"id": name} | text)
@@ -54,7 +54,7 @@ def add_counterfactuals(build: Path, scores: dict[str, tuple[list[float], float 
     pd.concat([before, pd.DataFrame(table)]).to_parquet(scored / "alignment.parquet", index=False)
 
 
-def project(root: Path, scores: dict[str, tuple[list[float], float | None]]) -> Path:
+def project(root: Path, scores: Scores) -> Path:
     params = tiny_train.save_project(root, records=8)
     add_counterfactuals(root / "build", scores)
     return params
@@ -73,7 +73,7 @@ def test_only_counterfactuals_that_abstain_are_trained_on(tmp_path: Path) -> Non
     assert report["records"] == 8
     gates = pd.read_parquet(out / "gates.parquet")
     added = gates[gates["counterfactual"]]
-    assert added["id"].tolist() == ["hopeless~swap", "declined already~swap"]
+    assert added["id"].tolist() == ["hopeless~swap", "hardly~swap"]
     assert added["abstain"].all()
     assert added["gate"].eq(1).all()
     assert gates[~gates["counterfactual"]]["id"].tolist() == [f"r{i}" for i in range(8)]

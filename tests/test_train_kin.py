@@ -33,10 +33,9 @@ def add_kin(build: Path, twins: Scores, siblings: Scores) -> None:
         for name, (gold, declined) in scores.items():
             turns = [{"role": "user", "content": "Do it"}, {"role": "assistant", "content": "abc"}]
             rows.append({"id": name, "source": "test", "messages": turns, "context": None})
-            for k in range(3):
-                candidates.append({"id": name, "candidate": k, "token_ids": [70 + k, 80, 81, 0]})
-                row = {"id": name, "candidate": k, "safety": gold, "u_safety": 0.0}
-                table.append(row | {"r": gold, "logprob": -15.0})
+            candidates.append({"id": name, "candidate": 0, "token_ids": [70, 80, 81, 0]})
+            row = {"id": name, "candidate": 0, "safety": gold, "u_safety": 0.0}
+            table.append(row | {"r": gold, "logprob": -15.0})
             refusal = {"id": name, "objective": "safety", "text": "I can't.", "r": declined}
             conservative.append(refusal)
         write_jsonl(scored / f"{file}.jsonl", rows)
