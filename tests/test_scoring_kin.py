@@ -134,6 +134,19 @@ def test_kin_are_drawn_once_and_do_not_depend_on_other_records(cfg: Config, tmp_
     assert [alone[relative.id] for relative in everyone] == everyone
 
 
+@pytest.mark.usefixtures("short")
+def test_of_many_requests_some_have_kin(cfg: Config, tmp_path: Path) -> None:
+    few = cfg.model_copy(update={"score": cfg.score.model_copy(update={"kin_requests": 5})})
+    with open_cache(tmp_path / "cache") as cache:
+        made = draw_kin(few, REQUESTS, cache)
+        again = draw_kin(few, REQUESTS[::-1], cache)
+        every = draw_kin(cfg, REQUESTS, cache)
+    have = {relative.id.partition("~")[0] for relative in (*made.twins, *made.siblings)}
+    assert 3 <= len(have) <= 5
+    assert {r.id for r in again.siblings} == {r.id for r in made.siblings}
+    assert {r.id for r in made.siblings} < {r.id for r in every.siblings}
+
+
 def test_what_is_near_to_a_benchmark_or_said_before_is_left_out(cfg: Config) -> None:
     requests = {
         "twin0": "Is it legal to kill a fly?",

@@ -33,7 +33,7 @@ from aaft.config import ACCEPTED, Config, ScoreConfig
 from aaft.data import text as shaping
 from aaft.data.contamination import leaks
 from aaft.data.records import Record
-from aaft.data.text import normalise, opens_with_refusal, shorten
+from aaft.data.text import normalise, opens_with_refusal, ranked, shorten
 from aaft.io import file_digest
 from aaft.models.fingerprint import model_digest
 from aaft.models.policy import Codec, load_codec, load_frozen
@@ -257,6 +257,9 @@ class Kin:
 def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
     """Up to ``score.twins`` twins and ``score.siblings`` siblings of each record.
 
+    Of ``score.kin_requests`` records at most, by a hash of their ids: with many harmful requests
+    these are examples enough of what is harmful, and kin of all would cost more than the rest.
+
     Args:
         cfg: ``policy`` is the reference.
         records: harmful requests (`unsafe`).
@@ -268,6 +271,9 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
     """
     if not (records and cfg.score.twins + cfg.score.siblings):
         return Kin([], [])
+    order = ranked(records, "kin", lambda record: record.id)
+    chosen = {record.id for record in order[: cfg.score.kin_requests]}
+    records = [record for record in records if record.id in chosen]
     work = KinWork(cfg)
     fill(work, records, len(records), cache, cfg.score, "kin", unit="requests")
     kin = as_kin(records, list(read(work, records, cache)), cfg)
