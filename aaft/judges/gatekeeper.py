@@ -38,6 +38,7 @@ from aaft.judges.labelled import (
     with_comply,
 )
 from aaft.judges.metrics import counts, point, too_few
+from aaft.progress import progress
 from aaft.scoring import alignment
 
 SAMPLE = 300
@@ -134,14 +135,18 @@ def measure_quality(
     said: dict[str, dict[str, tuple[list[Row], Vector]]] = {name: {} for name in TASKS}
     reports: dict[str, dict[str, Any]] = {}
     problems = []
+    asked = sum(len(few[task]) for judge in judges for task in measured_tasks(judge))
+    with progress("measure", asked, "answers") as advance:
+        for judge in judges:
+            for task in measured_tasks(judge):
+                rows = few[task]
+                said[task][judge.name] = (rows, ask(judge, task, rows))
+                advance(len(rows))
     for judge in judges:
         found = measured_tasks(judge)
         report: dict[str, Any] = {}
         for task in found:
-            rows = few[task]
-            scores = ask(judge, task, rows)
-            said[task][judge.name] = (rows, scores)
-            report[task] = _figures(rows, scores, trivial[task])
+            report[task] = _figures(*said[task][judge.name], trivial[task])
             problem = _problem(judge.name, task, report[task])
             problems += [problem] if problem else []
         unmeasured = {task for task in found if "too_few" in report[task]}
