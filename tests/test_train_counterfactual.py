@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aaft.config import Paths, load_config
 from aaft.errors import AaftError
 from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.tuning import stage
 from aaft.tuning.counterfactual import kept_counterfactuals
-from aaft.tuning.trainer import with_guests
 from tests import tiny_train
 from tests.test_tuning_trainer import example
 from tests.tiny_train import outcome
@@ -107,18 +104,3 @@ def test_a_counterfactual_is_the_guest_of_the_record_whose_passage_it_has() -> N
     (stranger,) = kept_counterfactuals([first], records)
     assert (stranger.host, stranger.shared) == (None, 0)
     assert kept_counterfactuals([asked], []) == [replace(guest, host=None, shared=0)]
-
-
-@given(st.permutations(range(6)), st.lists(st.sampled_from(["r0", "r3", "away"]), max_size=3))
-def test_guests_are_visited_right_after_their_host(order, hosts) -> None:
-    examples = [example(n, [0.9]) for n in range(6)]
-    hosted = dict(zip((1, 2, 4), hosts, strict=False))
-    examples = [replace(e, host=hosted.get(i)) for i, e in enumerate(examples)]
-    seen = with_guests(examples, order)
-    assert sorted(seen) == list(range(6))
-    free = [i for i in order if hosted.get(i) in (None, "away")]
-    assert [i for i in seen if i in free] == free
-    for host in (0, 3):
-        guests = [i for i in order if hosted.get(i) == f"r{host}"]
-        place = seen.index(host) + 1
-        assert seen[place : place + len(guests)] == guests

@@ -12,8 +12,8 @@ abstains. Two things differ:
   that turned back from it would do so after good answers too.
 
 Where a prompt has the passage before the question, a counterfactual's begins as that of the record
-whose passage it has got. Then that record is its host: it is visited right after it, and where both
-are in one step, the passage is computed once (`aaft.tuning.objective.term_rows`).
+whose passage it has got. Then that record is its host: both come into one step
+(`aaft.tuning.windows`), and the passage is computed once (`aaft.tuning.objective.term_rows`).
 """
 
 from __future__ import annotations

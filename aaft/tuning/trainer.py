@@ -21,6 +21,7 @@ from aaft.tuning.history import PARTS, GateRow, Losses, gate_rows, history_row
 from aaft.tuning.objective import Term, term_rows
 from aaft.tuning.ranks import Ranks
 from aaft.tuning.recipe import Recipe, recipe_for
+from aaft.tuning.windows import windows
 
 Rows = Mapping[Key, tuple[PackedRow, list[Term]]]
 
@@ -67,16 +68,16 @@ class Trainer:
             AaftError: the loss or the gradient of a step is not finite (record ids are named), or a
                 checkpoint can't be written.
         """
-        windows = list(self._windows())
-        warmup = math.ceil(self.cfg.warmup_fraction * len(windows))
+        planned = list(self._windows())
+        warmup = math.ceil(self.cfg.warmup_fraction * len(planned))
         done = self._resume()
-        rows = [len(window) for _, window in windows]
+        rows = [len(window) for _, window in planned]
         shown = progress("train", sum(rows), "rows") if self.ranks.main else _silent()
         with shown as advance:
             if done:
                 advance(sum(rows[:done]), reused=True)
-            for step, (epoch, window) in enumerate(windows[done:], start=done + 1):
-                lr = self.cfg.learning_rate * learning_rate_factor(step - 1, warmup, len(windows))
+            for step, (epoch, window) in enumerate(planned[done:], start=done + 1):
+                lr = self.cfg.learning_rate * learning_rate_factor(step - 1, warmup, len(planned))
                 self._step(step, epoch, window, lr)
                 if self._checkpoints and step % self._checkpoints.every == 0 and self.ranks.main:
                     self._checkpoints.save(self._snapshot(step))
@@ -107,13 +108,12 @@ class Trainer:
         return {key: [next(total) for _ in row.branches] for key, row in rows.items()}
 
     def _windows(self) -> Iterator[tuple[int, list[Example]]]:
-        """Epoch and shuffled window of ``rows_per_step`` examples."""
+        """Epoch and shuffled window of about ``rows_per_step`` examples."""
         count = len(self._examples)
         for epoch in range(self.cfg.epochs):
             shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = with_guests(self._examples, torch.randperm(count, generator=shuffle).tolist())
-            for start in range(0, len(order), self.cfg.rows_per_step):
-                chosen = order[start : start + self.cfg.rows_per_step]
+            order = torch.randperm(count, generator=shuffle).tolist()
+            for chosen in windows(self._examples, order, self.cfg.rows_per_step):
                 yield epoch, [self._examples[i] for i in chosen]
 
     def _step(self, step: int, epoch: int, window: Sequence[Example], lr: float) -> None:
@@ -216,21 +216,6 @@ class Trainer:
         self.gates = {row["id"]: GateRow.from_json(row) for row in snapshot.state["gates"]}
         self.timing = list(snapshot.state["timing"])
         return step
-
-
-def with_guests(examples: Sequence[Example], order: Sequence[int]) -> list[int]:
-    """``order`` with every example that has a host among them right after it.
-
-    Windows are cut without regard to them: a guest that comes into the next one is computed alone.
-    """
-    places: dict[str | None, int] = {examples[i].id: place for place, i in enumerate(order)}
-
-    def place(pair: tuple[int, int]) -> tuple[int, int]:
-        own, i = pair
-        host = places.get(examples[i].host)
-        return (own, -1) if host is None else (host, own)
-
-    return [i for _, i in sorted(enumerate(order), key=place)]
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
