@@ -13,6 +13,7 @@ from typing import Any
 
 from aaft.data import sources
 from aaft.data.contrast import Contrast, contrast_prompts, refusals_to
+from aaft.data.forms import form_prompts
 from aaft.data.grounded import (
     Pools,
     foreign_answer,
@@ -190,7 +191,7 @@ def _intent(wheels: Wheels, pools: Pools, taken: Taken) -> Rows:
             "prompt": row.prompt,
             "label": int(row.harmful),
         }
-        for row in contrast_prompts()
+        for row in [*contrast_prompts(), *form_prompts()]
         if taken.free(row.prompt)
     ]
 

@@ -43,7 +43,7 @@ Labels = npt.NDArray[np.int64]
 Rows = Sequence[Mapping[str, Any]]
 
 # Regularization (scikit-learn's C) by head. Chosen by leaving sources out of the fit rows.
-_HEADS = {"intent": 1e-3, "refusal": 1e-3, "direct": 1e-3, "supported": 1.0, "answerable": 1.0}
+_HEADS = {"intent": 3e-3, "refusal": 1e-3, "direct": 1e-3, "supported": 1.0, "answerable": 1.0}
 _STRUCTURED_WEIGHT = 0.5
 _CALIBRATION = "calibration.json"
 # The modules that shape a score; a change in another one leaves cached scores valid.
