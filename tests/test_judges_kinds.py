@@ -232,13 +232,13 @@ def test_a_classifier_reads_its_texts_in_the_order_given(tmp_path, pair, texts) 
     assert scores == pytest.approx([softmax(row)[0] for row in rows], abs=1e-6)
 
 
-@pytest.fixture
-def bfloat16(monkeypatch) -> None:
-    """Float32, in which a machine without fast bfloat16 computes, rounds small batches apart."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+@pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
+def either(request, monkeypatch) -> None:
+    """As on a machine with fast bfloat16, and as on one without."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
 
 
-@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.usefixtures("either")
 def test_a_classifiers_score_does_not_depend_on_the_batch(tmp_path) -> None:
     judge = classifier(
         tiny.save_classifier(tmp_path, THREE), aligned=(0,), pair=("prompt", "response")
@@ -412,7 +412,7 @@ def test_a_guards_score_is_its_words_share_at_the_verdict(guard_folder, preset) 
     assert np.ptp(scores) > 0.1
 
 
-@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.usefixtures("either")
 def test_a_guards_score_does_not_depend_on_the_batch(guard_folder) -> None:
     judge = guard(guard_folder)
     together = judge.score(SAMPLES * 3)["safety"]

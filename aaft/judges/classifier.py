@@ -90,13 +90,16 @@ class ClassifierJudge:
         )
         lengths = [len(ids) for ids in encoded["input_ids"]]
         for width, batch in batching.width_batches(lengths, self._spec.batch_size, _MULTIPLE):
+            # The head sees one state a text.
+            rows = batching.filled(batch)
             inputs = tokenizer.pad(
-                {name: [column[i] for i in batch] for name, column in encoded.items()},
+                {name: [column[i] for i in rows] for name, column in encoded.items()},
                 padding="max_length",
                 max_length=min(width, self._spec.max_length),
                 return_tensors="pt",
             ).to(self._device)
-            for i, row in zip(batch, model(**inputs).logits.double(), strict=True):
+            logits = model(**inputs).logits[: len(batch)].double()
+            for i, row in zip(batch, logits, strict=True):
                 result[fitting[i]] = self._probability(row)
         return result
 
