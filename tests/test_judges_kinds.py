@@ -23,6 +23,7 @@ from aaft.judges.classifier import ClassifierJudge
 from aaft.judges.guard import GuardJudge
 from aaft.judges.panel import load_judge
 from aaft.judges.verdict import PRESETS, Style, find_word, soft_verdict
+from aaft.models import runtime
 from aaft.models.batching import width, width_batches
 from aaft.models.reply import Token
 from aaft.models.runtime import compute_dtype
@@ -235,7 +236,7 @@ def test_a_classifier_reads_its_texts_in_the_order_given(tmp_path, pair, texts) 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
 def either(request, monkeypatch) -> None:
     """As on a machine with fast bfloat16, and as on one without."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param)
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: request.param)
 
 
 @pytest.mark.usefixtures("either")

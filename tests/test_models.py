@@ -54,7 +54,7 @@ def test_a_policy_is_run_in_the_dtype_that_is_fast_here(
 ) -> None:
     """Its weights are the stored ones, rounded to bfloat16, in both."""
     tiny.save_policy(tmp_path / "policy")
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: fast)
     cpu = torch.device("cpu")
     assert runtime.compute_dtype(cpu) == dtype
     loaded = load_frozen(str(tmp_path / "policy"), cpu)
@@ -62,10 +62,16 @@ def test_a_policy_is_run_in_the_dtype_that_is_fast_here(
     stored = load_policy(str(tmp_path / "policy"), cpu, torch.bfloat16)
     for mine, its in zip(loaded.parameters(), stored.parameters(), strict=True):
         assert torch.equal(mine.float(), its.float())
+    # Rotary frequencies, which bfloat16 would round.
+    buffers = dict(stored.named_buffers())
+    assert buffers
+    for name, buffer in loaded.named_buffers():
+        assert buffer.dtype == buffers[name].dtype == torch.float32
+        assert torch.equal(buffer, buffers[name])
 
 
 def test_without_fast_bfloat16_training_computes_in_float32(model, monkeypatch) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
     rows = [PackedRow([5, 6, 7], [[8, 9], [10]])]
     packed = branch_logprobs(model, pack(rows)).tolist()
     alone = [plain_logprob(model, r.prompt, b) for r in rows for b in r.branches]

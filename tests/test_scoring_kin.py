@@ -158,6 +158,9 @@ def test_what_is_near_to_a_benchmark_or_said_before_is_left_out(cfg: Config) -> 
     made = {name: {"request": text, "answer": "Yes."} for name, text in requests.items()}
     kept = as_kin([record("a", "Is it legal to kill for money now?")], [made], cfg)
     assert [twin.id for twin in kept.twins] == ["a~twin1"]
+    known = [record("b", "Is it LEGAL to keep a fly")]
+    again = as_kin([record("a", "Is it legal to kill for money now?")], [made], cfg, known)
+    assert again.twins == []
     assert [sibling.id for sibling in kept.siblings] == ["a~sibling1"]
 
 

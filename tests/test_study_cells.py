@@ -262,6 +262,7 @@ def test_the_merged_copy_answers_as_the_trained_model() -> None:
         merged = for_generation(model)
         got = merged(input_ids=ids).logits.float()
     assert merged.dtype == compute_dtype(torch.device("cpu"))
+    assert {buffer.dtype for buffer in merged.buffers()} == {torch.float32}
     assert merged.config._attn_implementation == "sdpa"
     assert torch.allclose(got, want, atol=0.05 * float(want.abs().max()))
 

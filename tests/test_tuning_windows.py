@@ -36,6 +36,7 @@ def test_every_example_comes_once_and_guests_right_behind_their_host(epoch) -> N
     assert all(made)
     assert sorted(i for window in made for i in window) == sorted(order)
     assert len(made) <= -(-len(order) // size)
+    assert all(2 * len(window) >= size for window in made[:-1])
     hosts = {e.id for e in examples if e.host is None}
     for window in made:
         for place, i in enumerate(window):

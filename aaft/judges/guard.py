@@ -138,7 +138,7 @@ class GuardJudge:
                 attention_mask=mask.to(self._device),
                 position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(self._device),
                 # The last one, and others that keep its rounding (`aaft.models.batching`).
-                logits_to_keep=batching.FEWEST_ROWS,
+                logits_to_keep=batching.ROWS,
             ).logits[:, -1]
             for row, i in enumerate(batch):
                 probabilities = logits[row].double().softmax(-1)[questions[i].words]

@@ -194,19 +194,30 @@ def load_policy(
 
 
 def load_frozen(name: str, device: torch.device, revision: str | None = None) -> Any:
-    """A policy to run and not to train, in the dtype that is fast here (`compute_dtype`).
-
-    Its weights are rounded to bfloat16, as they are stored, wherever it runs.
+    """A policy to run and not to train (`frozen`).
 
     Raises:
         AaftError: not found.
     """
     import torch
 
+    return frozen(load_policy(name, torch.device("cpu"), torch.bfloat16, revision), device)
+
+
+def frozen(model: Any, device: torch.device) -> Any:
+    """``model`` itself with its weights in the dtype that is fast here (`compute_dtype`).
+
+    They are rounded to bfloat16, as they are stored, wherever it runs. Buffers stay as they are:
+    rotary frequencies in bfloat16 would turn late positions by a wrong angle.
+    """
+    import torch
+
     from aaft.models.runtime import compute_dtype
 
-    stored = load_policy(name, torch.device("cpu"), torch.bfloat16, revision)
-    return stored.to(device, compute_dtype(device))
+    dtype = compute_dtype(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).to(dtype)
+    return model.to(device).eval()
 
 
 def merge_adapter(base: str, adapter: Path, out: Path, revision: str | None = None) -> None:

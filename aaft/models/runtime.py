@@ -47,9 +47,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        mkldnn = torch.backends.mkldnn.is_available()
-        fast = mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        fast = cpu_has_bfloat16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether torch has bfloat16 kernels for this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def device() -> torch.device:

@@ -273,27 +273,36 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
         return Kin([], [])
     order = ranked(records, "kin", lambda record: record.id)
     chosen = {record.id for record in order[: cfg.score.kin_requests]}
-    records = [record for record in records if record.id in chosen]
+    asked = [record for record in records if record.id in chosen]
     work = KinWork(cfg)
-    fill(work, records, len(records), cache, cfg.score, "kin", unit="requests")
-    kin = as_kin(records, list(read(work, records, cache)), cfg)
+    fill(work, asked, len(asked), cache, cfg.score, "kin", unit="requests")
+    kin = as_kin(asked, list(read(work, asked, cache)), cfg, known=records)
     print(
-        f"kin: {len(kin.twins)} twins and {len(kin.siblings)} siblings of {len(records)} requests",
+        f"kin: {len(kin.twins)} twins and {len(kin.siblings)} siblings of {len(asked)} requests",
         flush=True,
     )
     return kin
 
 
 def as_kin(
-    records: Sequence[Record], made: Sequence[dict[str, dict[str, str]]], cfg: Config
+    records: Sequence[Record],
+    made: Sequence[dict[str, dict[str, str]]],
+    cfg: Config,
+    known: Sequence[Record] = (),
 ) -> Kin:
     """Records of what the work made of each.
 
     Left out are requests that repeat another one or are near to a benchmark's, as ``validate``
     leaves such rows out, and twins that got no whole sentence for an answer.
+
+    Args:
+        records: requests.
+        made: of each.
+        cfg: names the benchmarks.
+        known: more requests that are not to be repeated.
     """
     kin = Kin([], [])
-    seen = {normalise(record.prompt) for record in records}
+    seen = {normalise(record.prompt) for record in (*records, *known)}
     for record, own in zip(records, made, strict=True):
         for name, found in own.items():
             answer = found.get("answer", record.response)

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aaft.bench import benign, grounded_qa, harmful
 from aaft.bench.example import BenchExample, Benchmark, Scorer, load_bench
 from aaft.config import Config
@@ -32,8 +30,7 @@ from aaft.io import read_jsonl
 from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.text import is_degenerate, refusal_phrase
 from aaft.models.generate import greedy
-from aaft.models.policy import Codec
-from aaft.models.runtime import compute_dtype
+from aaft.models.policy import Codec, frozen
 from aaft.progress import progress
 from aaft.study.config import StudyConfig
 
@@ -214,8 +211,7 @@ def for_generation(model: Any) -> Any:
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     if not all(bool(p.isfinite().all()) for p in merged.parameters()):
         raise AaftError("measure: the trained weights are not finite; lower train.learning_rate")
-    device = next(merged.parameters()).device
-    merged = merged.to(torch.bfloat16).to(compute_dtype(device)).eval()
+    merged = frozen(merged, next(merged.parameters()).device)
     # The training attention on CPU is the plain one; generation relies on the fused one.
     merged.set_attn_implementation("sdpa")
     return merged

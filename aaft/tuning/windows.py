@@ -16,8 +16,8 @@ def windows(examples: Sequence[Example], order: Sequence[int], size: int) -> Ite
     """Yield windows of about ``size`` indices: exactly so where nothing has a guest.
 
     The ``n`` examples of a role come in their order, the ``j``-th at ``(j + 1/2) / n`` of the
-    epoch. A window ends with the first host, its guests included, with which its end is reached.
-    So there are as many windows as without guests, or fewer where a host has very many.
+    epoch. A window ends at a multiple of ``size``, or where that would part a host from its
+    guests at the nearer side of them, and has half of ``size`` at least, but for the last one.
 
     Args:
         examples: to be visited.
@@ -25,15 +25,24 @@ def windows(examples: Sequence[Example], order: Sequence[int], size: int) -> Ite
         size: rows of a window.
     """
     window: list[int] = []
-    begun, done = 0, 0
+    done, end = 0, size
     for unit in _evenly(examples, _units(examples, order)):
-        window += unit
-        done += len(unit)
-        if done // size > begun:
+        after = done + len(unit)
+        if end < after and end - done < after - end and 2 * len(window) >= size:
             yield window
-            window, begun = [], done // size
+            window, end = [], _next_end(done, size)
+        window += unit
+        done = after
+        if done >= end:
+            yield window
+            window, end = [], _next_end(done, size)
     if window:
         yield window
+
+
+def _next_end(done: int, size: int) -> int:
+    """The next multiple of ``size`` that is half of it away or more."""
+    return size * ((done + size // 2) // size + 1)
 
 
 def _units(examples: Sequence[Example], order: Sequence[int]) -> list[list[int]]:
