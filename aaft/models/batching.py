@@ -21,7 +21,7 @@ In float32 1 to 3, and on some numbers of threads 5 to 7 and 9 to 11, did not; i
 
 def filled(batch: Sequence[int]) -> list[int]:
     """A non-empty ``batch``, its first row repeated until there is a multiple of `ROWS`."""
-    return [*batch, *batch[:1] * (-len(batch) % ROWS)]
+    return [*batch, *[batch[0]] * (-len(batch) % ROWS)]
 
 
 def width(length: int, multiple: int) -> int:
