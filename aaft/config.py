@@ -112,7 +112,7 @@ class ObjectiveSettings(Section):
     recovery_tokens: int = Field(16, gt=0, description="most gold tokens before a recovery")
     recoveries: int = Field(5, ge=0, description="recoveries at a visit; 0 switches them off")
     beta_anchor: float = Field(
-        2.0, ge=0, description="on the reference's answers to harmless twins"
+        8.0, ge=0, description="of the divergence from the reference on harmless twins"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from aaft.io import write_jsonl
 from aaft.models.policy import Codec
 from aaft.scoring import kin
 from aaft.scoring.cache import open_cache
-from aaft.scoring.kin import COMMON, SIBLING, TWIN, as_kin, draw_kin, openings, unsafe
+from aaft.scoring.kin import COMMON, SIBLING, TWIN, KinWork, as_kin, draw_kin, openings, unsafe
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -132,6 +134,28 @@ def test_kin_are_drawn_once_and_do_not_depend_on_other_records(cfg: Config, tmp_
     # Together, a request that repeats another one's is left out.
     everyone = [*together.twins, *together.siblings]
     assert [alone[relative.id] for relative in everyone] == everyone
+
+
+@pytest.mark.usefixtures("short")
+def test_a_run_that_stops_has_kept_the_kin_of_the_requests_before(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batched = cfg.model_copy(update={"score": cfg.score.model_copy(update={"batch_size": 24})})
+    whole, asked = KinWork.compute, []
+
+    def compute(work: KinWork, items: Sequence[Record]) -> list[Any]:
+        asked.append(len(items))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return whole(work, items)
+
+    monkeypatch.setattr(KinWork, "compute", compute)
+    with open_cache(tmp_path / "cache") as cache:
+        with pytest.raises(KeyboardInterrupt):
+            draw_kin(batched, REQUESTS, cache)
+        draw_kin(batched, REQUESTS, cache)
+    # 24 texts at once are 4 requests' three twins and three siblings.
+    assert asked == [4, 4, 4, 4]
 
 
 @pytest.mark.usefixtures("short")

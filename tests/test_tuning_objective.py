@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aaft.config import ObjectiveSettings
 from aaft.models.packed import branch_logprobs, pack
+from aaft.models.soft import soften
 from aaft.tuning.examples import Example, stack
 from aaft.tuning.objective import gated_terms, supervised_terms, term_rows
 from tests import tiny
@@ -85,6 +86,7 @@ def plan(window, cfg):
         f64(ratios),
         cfg,
         prefixes,
+        {e.id: soften(torch.zeros(len(e.candidates[0]), 9), 2) for e in examples},
     )
 
 

@@ -3,13 +3,14 @@
 A row holds the prompt once, then every response (a branch) behind it. A branch sees the prompt
 and itself, not its neighbours, and its positions go on from the prompt's end, so each branch is
 computed as if it stood alone while the prompt is paid for once. A branch may begin with tokens that
-are given: seen, but without a label. A batch in which every row has one branch is an ordinary
-causal batch and takes the ordinary, faster path.
+are given: seen, but without a label. Its labels may be soft: what another model predicts at each of
+its tokens (`aaft.models.soft`). A batch in which every row has one branch is an ordinary causal
+batch and takes the ordinary, faster path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from aaft.errors import AaftError
 from aaft.models.runtime import compute_dtype
+from aaft.models.soft import SoftLabels, divergence
 
 # Added to the score of a position that must not be seen; finite, so that no softmax is NaN.
 _HIDDEN = -1e9
@@ -30,6 +32,8 @@ class PackedRow:
     branches: list[list[int]]
     given: Sequence[int] = ()
     """First tokens of each branch that have no label, fewer than it has; empty: none of any."""
+    soft: Sequence[SoftLabels | None] = ()
+    """Of each branch, one for each of its labels; None or empty: none."""
 
     @property
     def length(self) -> int:
@@ -53,6 +57,8 @@ class PackedBatch:
     offset: torch.Tensor
     """``[T]`` position of each label among those of its branch, from 0."""
     branches: int
+    soft: Mapping[int, SoftLabels]
+    """By branch, of those that have them."""
 
 
 def pack(rows: Sequence[PackedRow]) -> PackedBatch:
@@ -64,6 +70,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
     seen = torch.zeros(len(rows), 1, width, width, dtype=torch.bool) if tree else None
     predictor, labels, owner = [], [], []
     offset: list[int] = []
+    soft: dict[int, SoftLabels] = {}
     count = 0
     for b, row in enumerate(rows):
         stem = len(row.prompt)
@@ -72,6 +79,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
         if seen is not None:
             seen[b, 0, :stem, :stem] = torch.ones(stem, stem).tril().bool()
         start = stem
+        soft |= {count + i: own for i, own in enumerate(row.soft) if own is not None}
         for branch, given in zip(row.branches, row.given or [0] * len(row.branches), strict=True):
             stop = start + len(branch)
             ids[b, start:stop] = torch.tensor(branch)
@@ -99,6 +107,7 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
         torch.tensor(owner, dtype=torch.long),
         torch.tensor(offset, dtype=torch.long),
         count,
+        soft,
     )
 
 
@@ -147,7 +156,33 @@ def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
         model: as for `label_logits`.
         batch: packed rows.
     """
-    values = token_logprobs(model, batch)
+    return _by_branch(token_logprobs(model, batch), batch)
+
+
+def branch_losses(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """What each branch is to lose, summed over its tokens, ``[branches]`` float32, in nats.
+
+    The negative log-likelihood of its labels; where they are soft, the divergence from these.
+
+    Args:
+        model: as for `label_logits`.
+        batch: packed rows.
+    """
+    if not batch.soft:
+        return -branch_logprobs(model, batch)
+    logits = label_logits(model, batch)
+    labels, branch = batch.labels.to(logits.device), batch.branch.to(logits.device)
+    values = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    where = torch.cat([(branch == i).nonzero()[:, 0] for i in batch.soft])
+    soft = SoftLabels(
+        torch.cat([own.ids for own in batch.soft.values()]).to(logits.device),
+        torch.cat([own.logprob for own in batch.soft.values()]).to(logits.device),
+    )
+    return _by_branch(values.index_copy(0, where, divergence(soft, logits[where])), batch)
+
+
+def _by_branch(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Sums of ``values`` ``[T]`` over each branch."""
     sums = torch.zeros(batch.branches, dtype=torch.float32, device=values.device)
     return sums.index_add(0, batch.branch.to(values.device), values)
 

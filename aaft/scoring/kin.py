@@ -36,7 +36,7 @@ from aaft.data.records import Record
 from aaft.data.text import normalise, opens_with_refusal, ranked, shorten
 from aaft.io import file_digest
 from aaft.models.fingerprint import model_digest
-from aaft.models.policy import Codec, load_codec, load_frozen
+from aaft.models.policy import COMPLIANT, Codec, load_codec, load_frozen
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.counterfactual import AnyRecord, with_prompt
 from aaft.scoring.engine import content_key, fill, read
@@ -46,14 +46,14 @@ REQUEST_TOKENS = 40
 ANSWER_TOKENS = 48
 """Most tokens of an answer; its last whole sentence is where it ends."""
 TEMPERATURE = 0.7
-COMPLIANT = "Certainly! Here it is:\n\n"
-"""Beginning of an answer that a policy goes on from where it would decline; not part of it."""
 COMMON = (
     *("How do I", "How can I", "What is the best way to", "What do I need to", "Where can I"),
     *("Help me", "Teach me how to", "Show me how to", "Tell me how to", "Give me", "I want to"),
     *("Explain", "Why do", "What are", "Can you", "Make a", "Plan a", "Is it safe to"),
+    *("How can I protect myself from", "What are the warning signs of", "Why is it illegal to"),
+    *("How do I report", "What is the history of", "How can we prevent"),
 )
-"""How people begin a request, harmless or not."""
+"""How people begin a request, harmless or not; the last ones, one about something harmful."""
 _TWIN_WORDS = (1, 2, 3)
 _TWIN_SHARES = (0.25, 0.33, 0.5)
 _SIBLING_SHARES = (0.5, 0.6, 0.7, 0.8)
@@ -275,7 +275,10 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
     chosen = {record.id for record in order[: cfg.score.kin_requests]}
     asked = [record for record in records if record.id in chosen]
     work = KinWork(cfg)
-    fill(work, asked, len(asked), cache, cfg.score, "kin", unit="requests")
+    # A request is twenty texts to write: as many at once as fill a batch, and so kept at once.
+    size = max(1, cfg.score.batch_size // (cfg.score.twins + cfg.score.siblings))
+    few = cfg.score.model_copy(update={"shard_rows": min(size, cfg.score.shard_rows)})
+    fill(work, asked, len(asked), cache, few, "kin", unit="requests")
     kin = as_kin(asked, list(read(work, asked, cache)), cfg, known=records)
     print(
         f"kin: {len(kin.twins)} twins and {len(kin.siblings)} siblings of {len(asked)} requests",

@@ -77,6 +77,7 @@ class Inputs:
     siblings: Sequence[ScoredExample]
     align: Sequence[Example]
     refusals: Sequence[Example]
+    begun: Sequence[int]
     train: TrainConfig
     tuning: Tuning
     seed: int
@@ -93,7 +94,9 @@ class Inputs:
         declined = {
             twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in self.twins
         }
-        kin = [*kept_twins(self.twins, declined), *kept_siblings(self.siblings)]
+        longest = self.train.objective.recovery_tokens
+        twins = kept_twins(self.twins, declined, longest=longest, begun=self.begun)
+        kin = [*twins, *kept_siblings(self.siblings)]
         return rows_budget([*self.examples, *kept, *kin], self.budget, self.seed)
 
 
@@ -107,6 +110,7 @@ def prepare(
     siblings: Sequence[ScoredExample] = (),
     align: Sequence[Example],
     refusals: Sequence[Example],
+    begun: Sequence[int] = (),
     seed: int,
     tuning: Tuning | None = None,
 ) -> Prepared:
@@ -121,6 +125,7 @@ def prepare(
         siblings: likewise.
         align: rows of ``align.jsonl``, for ``lisa``.
         refusals: those of kind ``refusal``, for ``safety-mix``.
+        begun: `Codec.compliant_ids`, for the twins.
         seed: of the cell.
         tuning: the rivals' settings.
 
@@ -136,6 +141,7 @@ def prepare(
         siblings,
         align,
         refusals,
+        begun,
         cfg.train,
         tuning or Tuning(),
         seed,

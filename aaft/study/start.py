@@ -39,6 +39,7 @@ from aaft.models.policy import (
     merge_adapter,
     save_adapter,
 )
+from aaft.progress import progress
 from aaft.scoring.kin import KinWork, as_kin
 from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
 from aaft.study.signal import plain_examples
@@ -125,7 +126,7 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
 
 def _answered(cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record]) -> list[StudyRow]:
     """The requests with what the policy says to them now."""
-    done = _said(cfg, codec, policy, asked, OWN_TOKENS)
+    done = _said(cfg, codec, policy, asked, OWN_TOKENS, "own answers")
     answers = [shorten(codec.decode(ids), OWN_CHARACTERS) for ids in done]
     return [
         study_row(dataclasses.replace(record, response=answer), "own")
@@ -136,7 +137,7 @@ def _answered(cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record]) -
 
 def _begun(cfg: Config, codec: Codec, policy: Any, refusals: Sequence[StudyRow]) -> list[Example]:
     """Each refusal after some beginnings of what the policy says to the request now."""
-    done = _said(cfg, codec, policy, refusals, BEGUN_TOKENS)
+    done = _said(cfg, codec, policy, refusals, BEGUN_TOKENS, "answers' beginnings")
     begun = []
     for example, ids in zip(plain_examples(refusals, codec), done, strict=True):
         if opens_with_refusal(codec.decode(ids)):
@@ -156,22 +157,30 @@ def _begun(cfg: Config, codec: Codec, policy: Any, refusals: Sequence[StudyRow])
 def _twins(cfg: Config, refusals: Sequence[StudyRow]) -> list[StudyRow]:
     """A harmless request beside each refusal, with the policy's own answer."""
     score = cfg.score.model_copy(update={"twins": 1, "siblings": 0})
-    made = KinWork(cfg.model_copy(update={"score": score})).compute(refusals)
+    size = cfg.score.batch_size
+    work = KinWork(cfg.model_copy(update={"score": score}))
+    made = []
+    with progress("twins", len(refusals), "requests") as advance:
+        for begin in range(0, len(refusals), size):
+            made += work.compute(refusals[begin : begin + size])
+            advance(len(made) - begin)
     twins = as_kin(refusals, made, cfg).twins
     return [study_row(twin, "twin") for twin in twins if not opens_with_refusal(twin.response)]
 
 
 def _said(
-    cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record], most: int
+    cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record], most: int, title: str
 ) -> list[list[int]]:
-    done = greedy(
-        policy,
-        [codec.prompt_ids(record.prompt_messages) for record in asked],
-        end_id=codec.end_id,
-        max_new_tokens=most,
-        batch_size=cfg.evaluate.batch_size,
-        independent=False,
-    )
+    with progress(title, len(asked), "requests") as advance:
+        done = greedy(
+            policy,
+            [codec.prompt_ids(record.prompt_messages) for record in asked],
+            end_id=codec.end_id,
+            max_new_tokens=most,
+            batch_size=cfg.evaluate.batch_size,
+            advance=advance,
+            independent=False,
+        )
     return [list(completion.ids) for completion in done]
 
 

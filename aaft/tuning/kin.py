@@ -6,10 +6,7 @@ Both have one target and no gate::
     sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5             abstention and recovery
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
-complying would. The twin's own answer is the greedy one of ``mu``; its negative log-likelihood
-stands for KL(mu || pi), which holds the policy to the reference where the data does not go. Where
-``mu`` declines, it is what ``mu`` says after a compliant beginning, and the policy is led away from
-the reference.
+complying would.
 """
 
 from __future__ import annotations
@@ -24,15 +21,31 @@ from aaft.tuning.examples import Example
 AnyExample = TypeVar("AnyExample", bound=Example)
 
 
-def kept_twins(examples: Sequence[AnyExample], declined: Mapping[str, float]) -> list[AnyExample]:
-    """The harmless ones, as anchors.
+def kept_twins(
+    examples: Sequence[AnyExample],
+    declined: Mapping[str, float],
+    *,
+    longest: int,
+    begun: Sequence[int],
+) -> list[AnyExample]:
+    """The harmless ones, as anchors on the first ``longest`` tokens of their answers.
 
     Args:
         examples: twins with their scores; candidate 0 is the reference's answer.
         declined: ``r`` of each twin's refusal by id.
+        longest: tokens of an answer that the policy is held to.
+        begun: beginning after which the reference answers what it would decline.
     """
     return [
-        replace(example, abstention=None, conservative=None, review=False, role="anchor")
+        replace(
+            example,
+            candidates=[example.candidates[0][:longest]],
+            abstention=None,
+            conservative=None,
+            review=False,
+            role="anchor",
+            begun=tuple(begun),
+        )
         for example in examples
         if example.reward[0] >= ACCEPTED and declined[example.id] < ACCEPTED
     ]

@@ -1,13 +1,14 @@
 """The training loss as one coefficient per response (DESIGN 2.9).
 
-Every part of the objective is a weight on some response's negative log-likelihood, so a step is
-a list of (example, prefix, response, coefficient) and its loss is their sum::
+Every part of the objective is a weight on what some response loses: its negative log-likelihood,
+or its divergence from ``mu``. So a step is a list of (example, prefix, response, coefficient) and
+its loss is their sum::
 
     loss = sum_i s_i NLL_i / N                          N = tokens of golds with weight
          + lambda_pg / B sum_{not abstaining i} g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
          + lambda_abstain / B sum_{abstaining i} NLL_i' / L_i'
          + lambda_recovery / B sum_i 1/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
-         + beta / B sum_{twins i} NLL_i0 / L_i0
+         + beta / B sum_{twins i} 1/L_i sum_t KL(mu || pi) at the first L_i tokens of its answer
 
 ``B`` is the number of examples in the accumulation window and ``N`` sums over it, so neither
 micro-batches nor their order change the loss. With every gate at 0 what remains is, to the bit,
@@ -16,7 +17,7 @@ plain supervised fine-tuning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ import torch
 
 from aaft.config import ObjectiveSettings
 from aaft.models.packed import PackedRow
+from aaft.models.soft import SoftLabels
 from aaft.tuning.advantage import advantages
 from aaft.tuning.examples import Example, Scores
 from aaft.tuning.taper import push
@@ -34,7 +36,7 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Term:
-    """``sum(parts.values())`` times the negative log-likelihood of ``response``.
+    """``sum(parts.values())`` times what ``response`` loses, by its tokens or by ``soft``.
 
     The response follows the example's prompt and ``prefix``; only the response has a loss.
     """
@@ -43,10 +45,12 @@ class Term:
     response: list[int]
     parts: dict[Part, float]
     prefix: Prefix = ()
+    soft: SoftLabels | None = None
+    """What to predict at each token; None: that token."""
 
     @property
     def coefficient(self) -> float:
-        """Weight of the response's summed negative log-likelihood."""
+        """Weight of the loss summed over the response."""
         return sum(self.parts.values())
 
 
@@ -69,6 +73,7 @@ def gated_terms(
     log_ratio: torch.Tensor,
     cfg: ObjectiveSettings,
     prefixes: Sequence[Sequence[Prefix]],
+    held: Mapping[str, SoftLabels],
 ) -> list[Term]:
     """All terms of one window, by example, its candidates before its conservative response.
 
@@ -82,6 +87,7 @@ def gated_terms(
         cfg: settings of the objective.
         prefixes: of ``recovery_prefixes``, ``R_i`` of them an example; those of an example without
             an accepted conservative response don't count.
+        held: what ``mu`` says at each token of an anchor's answer, by id.
     """
     terms = {(t.example, 0): t for t in supervised_terms(examples, imitation.tolist())}
     pushes = _pg_coefficients(scores, gates, weights, log_ratio, cfg)
@@ -93,10 +99,11 @@ def gated_terms(
     for i, example in enumerate(examples):
         if example.role == "anchor":
             share = cfg.beta_anchor / (len(examples) * len(example.candidates[0]))
-            terms[i, 0] = Term(i, example.candidates[0], {"anchor": share})
+            own = example.candidates[0]
+            terms[i, 0] = Term(i, own, {"anchor": share}, soft=held[example.id])
     last = scores.tokens.shape[1]
-    for i, (example, own) in enumerate(zip(examples, prefixes, strict=True)):
-        for n, target in enumerate(_declining(i, example, own, cfg, len(examples))):
+    for i, (example, begun) in enumerate(zip(examples, prefixes, strict=True)):
+        for n, target in enumerate(_declining(i, example, begun, cfg, len(examples))):
             terms[i, last + n] = target
     return [term for _, term in sorted(terms.items()) if term.coefficient]
 
@@ -123,7 +130,12 @@ def term_rows(
         stem = min((guest.shared for guest in guests), default=len(window[i].prompt))
         given = [[*window[term.example].prompt[stem:], *term.prefix] for term in own]
         branches = [[*before, *term.response] for before, term in zip(given, own, strict=True)]
-        row = PackedRow(window[i].prompt[:stem], branches, [len(before) for before in given])
+        row = PackedRow(
+            window[i].prompt[:stem],
+            branches,
+            [len(before) for before in given],
+            [term.soft for term in own],
+        )
         rows[i] = (row, own)
     return rows
 

@@ -6,14 +6,16 @@ computed from their log-probabilities (`Recipe.loss`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from aaft.config import TrainConfig
-from aaft.models.packed import PackedBatch, PackedRow, branch_logprobs
+from aaft.models.packed import PackedBatch, PackedRow, branch_losses
+from aaft.models.soft import SoftLabels
+from aaft.tuning.anchor import answers_of_reference
 from aaft.tuning.examples import Example, Scores, stack
 from aaft.tuning.gate import always_closed, gate, imitation
 from aaft.tuning.objective import Term, gated_terms, supervised_terms
@@ -58,7 +60,11 @@ class Plan:
 
 
 class Recipe(Protocol):
-    """A way of training. One with a memory of its own can't be resumed from a checkpoint."""
+    """A way of training. What it remembers from step to step is lost where a run is resumed."""
+
+    def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
+        """Called before the first step, and in a run that is resumed: the model is ``mu``."""
+        ...
 
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:
         """The terms of a window under the current policy; the same on every rank."""
@@ -76,7 +82,7 @@ class Recipe(Protocol):
 
         Returns:
             The loss, a differentiable scalar that sums over micro-batches, and ``[branches]``
-            without gradient.
+            without gradient (of one with soft labels, its divergence).
         """
         ...
 
@@ -88,6 +94,9 @@ class Recipe(Protocol):
 class SupervisedRecipe:
     """Plain supervised fine-tuning."""
 
+    def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
+        """Nothing to prepare."""
+
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:  # noqa: ARG002
         """Every gold, with equal weight a token."""
         return Plan(supervised_terms(window, [1.0] * len(window)))
@@ -95,9 +104,9 @@ class SupervisedRecipe:
     def loss(
         self, model: Any, batch: PackedBatch, coefficients: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coefficients times negative log-likelihoods."""
-        nll = -branch_logprobs(model, batch)
-        return (coefficients * nll).sum(), nll.detach()
+        """Coefficients times negative log-likelihoods, or divergences from soft labels."""
+        losses = branch_losses(model, batch)
+        return (coefficients * losses).sum(), losses.detach()
 
     def before_step(self, parameters: Sequence[torch.nn.Parameter], step: int) -> None:
         """Nothing to add."""
@@ -108,6 +117,12 @@ class GatedRecipe(SupervisedRecipe):
 
     def __init__(self, cfg: TrainConfig) -> None:
         self._cfg = cfg
+        self._held: Mapping[str, SoftLabels] = {}
+
+    def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
+        """Ask ``mu`` what it says to the twins."""
+        anchors = [example for example in examples if example.role == "anchor"]
+        self._held = answers_of_reference(trainer.model, anchors, self._cfg.tokens_per_batch)
 
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:
         """Gate the window, then weigh golds, candidates, conservative responses and recoveries."""
@@ -135,6 +150,7 @@ class GatedRecipe(SupervisedRecipe):
             gating.log_ratio,
             cfg,
             prefixes,
+            self._held,
         )
         return Plan(terms, gating)
 

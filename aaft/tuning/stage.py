@@ -86,7 +86,12 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         [loaded[row.id] for row in part] for part in (records, *sets)
     )
     added = _added(swapped, examples)
-    anchors = kept_twins(twins, declined_rewards(scored, "safety"))
+    anchors = kept_twins(
+        twins,
+        declined_rewards(scored, "safety"),
+        longest=cfg.train.objective.recovery_tokens,
+        begun=codec.compliant_ids,
+    )
     harmful = kept_siblings(siblings)
     model = prepare_model(cfg, ranks.device or device)
     checkpoints = Checkpoints(

@@ -70,6 +70,7 @@ class Trainer:
         """
         planned = list(self._windows())
         warmup = math.ceil(self.cfg.warmup_fraction * len(planned))
+        self._recipe.begin(self, self._examples)
         done = self._resume()
         rows = [len(window) for _, window in planned]
         shown = progress("train", sum(rows), "rows") if self.ranks.main else _silent()
