@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aaft.models.packed import PackedRow, branch_logprobs, branch_losses, pack
@@ -35,6 +35,8 @@ def slow(mu: list[float], pi: list[float], kept: int) -> float:
 
 
 @given(logits, logits, st.integers(1, 5))
+# What is not kept has next to no mass under the policy, and counts for most of the divergence.
+@example([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], [8.0, -8.0, -7.9, -7.8, -7.7, -7.6], 1)
 def test_it_is_the_divergence_of_what_is_kept_and_the_rest(mu, pi, kept) -> None:
     labels = soften(torch.tensor([mu]), kept)
     (found,) = divergence(labels, torch.tensor([pi])).tolist()
@@ -61,6 +63,14 @@ def test_a_vocabulary_smaller_than_what_is_kept_is_enough() -> None:
     assert soften(torch.zeros(2, 5)).ids.shape == (2, 4)
 
 
+def test_it_pulls_where_next_to_nothing_is_left_of_what_is_not_kept() -> None:
+    now = torch.tensor([[30.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    divergence(soften(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 1), now).sum().backward()
+    assert now.grad is not None
+    left = 3 / (3 + math.e)
+    assert now.grad[0].tolist() == pytest.approx([left, *[-left / 3] * 3], abs=1e-5)
+
+
 def test_branches_with_soft_labels_lose_their_divergence_and_others_their_likelihood() -> None:
     model = tiny.policy()
     other = torch.randn(2, 260, generator=torch.Generator().manual_seed(1))
@@ -76,3 +86,25 @@ def test_branches_with_soft_labels_lose_their_divergence_and_others_their_likeli
     assert [found[0], found[2]] == pytest.approx([plain[0], plain[2]], rel=1e-5)
     assert found[1] == pytest.approx(float(divergence(soft, alone).sum()), rel=0.03)
     assert found[1] != pytest.approx(plain[1], rel=0.1)
+
+
+def test_soft_labels_of_several_branches_are_each_at_its_own_tokens() -> None:
+    model = tiny.policy()
+    prompts, answers = [[5, 6, 7], [9, 20]], [[[8, 30, 31, 32], [10]], [[4, 33]]]
+    softs = [[soften(torch.randn(len(a), 260)) for a in row] for row in answers]
+    rows = [PackedRow(p, a, [], s) for p, a, s in zip(prompts, answers, softs, strict=True)]
+    with torch.no_grad():
+        found = branch_losses(model, pack(rows)).tolist()
+        alone = [
+            float(branch_losses(model, pack([PackedRow(p, [a], [], [s])])))
+            for p, own, soft in zip(prompts, answers, softs, strict=True)
+            for a, s in zip(own, soft, strict=True)
+        ]
+    assert found == pytest.approx(alone, rel=0.03)
+
+
+@pytest.mark.parametrize("given_tokens", [0, 2])
+def test_as_many_soft_labels_as_tokens_to_predict(given_tokens: int) -> None:
+    row = PackedRow([5], [[8, 9, 10]], [given_tokens], [soften(torch.zeros(2, 9))])
+    with pytest.raises(ValueError, match=f"2 soft labels for {3 - given_tokens} tokens"):
+        pack([row])

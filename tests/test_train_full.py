@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from aaft.config import Paths, load_config
+from aaft.io import read_jsonl
 from aaft.models.policy import load_policy, merge_adapter
 from aaft.tuning import stage
 from tests import tiny_train
+from tests.test_train_kin import SIBLINGS, TWINS, add_kin
 from tests.tiny_train import outcome
 
 # A rate at which a weight of 1 moves further than bfloat16 rounds.
@@ -55,6 +57,16 @@ def test_registering_it_stores_the_weights_as_they_are(out: Path, tmp_path: Path
     stored = load_file(tmp_path / "merged/model.safetensors")
     for name, tensor in load_file(out / "adapter/model.safetensors").items():
         assert torch.equal(stored[name], tensor)
+
+
+def test_twins_hold_all_weights_to_the_reference_too(tmp_path: Path) -> None:
+    """There is no adapter to take off: the reference is asked before the first step."""
+    params = tiny_train.save_project(tmp_path, records=12)
+    add_kin(tmp_path / "build", TWINS, SIBLINGS)
+    report = stage.run(load_config(params, FULL), Paths(tmp_path / "build"))
+    history = read_jsonl(tmp_path / "build/train/history.jsonl")
+    assert report["twins"]["kept"] == 1
+    assert sum(row["anchor"] for row in history) > 0
 
 
 def test_the_same_inputs_give_the_same_bytes(out: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aaft.config import ObjectiveSettings
-from aaft.models.packed import branch_logprobs, pack
-from aaft.models.soft import soften
+from aaft.models.packed import branch_losses, pack
+from aaft.models.soft import SoftLabels, soften
 from aaft.tuning.examples import Example, stack
 from aaft.tuning.objective import gated_terms, supervised_terms, term_rows
 from tests import tiny
@@ -75,6 +75,12 @@ def f64(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def soft_labels(example: Example) -> SoftLabels:
+    """Others for each example and token."""
+    own = torch.Generator().manual_seed(len(example.id) + len(example.candidates[0]))
+    return soften(torch.randn(len(example.candidates[0]), 9, generator=own), 2)
+
+
 def plan(window, cfg):
     examples, gates, weights, ratios, prefixes = window
     return gated_terms(
@@ -86,7 +92,7 @@ def plan(window, cfg):
         f64(ratios),
         cfg,
         prefixes,
-        {e.id: soften(torch.zeros(len(e.candidates[0]), 9), 2) for e in examples},
+        {e.id: soft_labels(e) for e in examples},
     )
 
 
@@ -296,9 +302,9 @@ def test_rows_computed_apart_or_together_give_the_same_loss_and_gradient(
         model.zero_grad()
         loss = 0.0
         for group in groups:
-            nll = -branch_logprobs(model, pack([row for row, _ in group]))
+            losses = branch_losses(model, pack([row for row, _ in group]))
             rates = torch.tensor([t.coefficient for _, own in group for t in own])
-            part = (rates * nll).sum()
+            part = (rates * losses).sum()
             part.backward()
             loss += float(part.detach())
         return loss, model.model.embed_tokens.weight.grad.clone()
@@ -318,4 +324,4 @@ def test_only_the_continuation_of_a_prefix_is_learned(model) -> None:
     assert [set(t.parts) for t in own] == [{"abstain"}, {"recovery"}]
     assert batch.labels.tolist() == [7, 0, 7, 0]
     assert batch.ids[0].tolist() == [9, 8, 7, 0, 10, 10, 7, 0]
-    assert bool(branch_logprobs(model, batch).isfinite().all())
+    assert bool(branch_losses(model, batch).isfinite().all())

@@ -141,8 +141,8 @@ def test_the_anchor_holds_the_policy_at_what_the_reference_says() -> None:
         replace(rejected(50 + i, [0.9], abstains=False), conservative=None, role="anchor")
         for i in range(8)
     ]
-    said = answers_of_reference(tiny.policy(), twins, 1024)
-    rows = [PackedRow(t.prompt, t.candidates[:1], soft=[said[t.id]]) for t in twins]
+    said = answers_of_reference(tiny.policy(), twins, 1024, lambda _, **__: None)
+    rows = [PackedRow(t.prompt, t.candidates[:1], soft=[said[t.id].labels]) for t in twins]
 
     def drift(model) -> float:
         with torch.no_grad():

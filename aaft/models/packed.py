@@ -62,7 +62,11 @@ class PackedBatch:
 
 
 def pack(rows: Sequence[PackedRow]) -> PackedBatch:
-    """Pad rows on the right and lay out masks, positions and labels."""
+    """Pad rows on the right and lay out masks, positions and labels.
+
+    Raises:
+        ValueError: a branch has another number of soft labels than of labels.
+    """
     width = max(row.length for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     positions = torch.zeros_like(ids)
@@ -79,20 +83,25 @@ def pack(rows: Sequence[PackedRow]) -> PackedBatch:
         if seen is not None:
             seen[b, 0, :stem, :stem] = torch.ones(stem, stem).tril().bool()
         start = stem
-        soft |= {count + i: own for i, own in enumerate(row.soft) if own is not None}
-        for branch, given in zip(row.branches, row.given or [0] * len(row.branches), strict=True):
+        softs = row.soft or [None] * len(row.branches)
+        givens = row.given or [0] * len(row.branches)
+        for branch, given, own in zip(row.branches, givens, softs, strict=True):
             stop = start + len(branch)
             ids[b, start:stop] = torch.tensor(branch)
             positions[b, start:stop] = torch.arange(stem, stem + len(branch))
             if seen is not None:
                 seen[b, 0, start:stop, :stem] = True
-                own = torch.ones(len(branch), len(branch)).tril().bool()
-                seen[b, 0, start:stop, start:stop] = own
+                causal = torch.ones(len(branch), len(branch)).tril().bool()
+                seen[b, 0, start:stop, start:stop] = causal
             before = start + given - 1 if given else stem - 1
             predictor += [(b, before), *((b, p) for p in range(start + given, stop - 1))]
             labels += branch[given:]
             owner += [count] * (len(branch) - given)
             offset += range(len(branch) - given)
+            if own is not None:
+                if len(own) != len(branch) - given:
+                    raise ValueError(f"{len(own)} soft labels for {len(branch) - given} tokens")
+                soft[count] = own
             count += 1
             start = stop
         if seen is not None:
@@ -177,6 +186,7 @@ def branch_losses(model: Any, batch: PackedBatch) -> torch.Tensor:
     soft = SoftLabels(
         torch.cat([own.ids for own in batch.soft.values()]).to(logits.device),
         torch.cat([own.logprob for own in batch.soft.values()]).to(logits.device),
+        torch.cat([own.rest for own in batch.soft.values()]).to(logits.device),
     )
     return _by_branch(values.index_copy(0, where, divergence(soft, logits[where])), batch)
 

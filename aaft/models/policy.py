@@ -114,7 +114,7 @@ class Codec:
 
     @property
     def compliant_ids(self) -> list[int]:
-        """Ids of `COMPLIANT`."""
+        """Ids of `COMPLIANT` by itself; behind a prompt some tokenizers would begin otherwise."""
         return self.response_ids(COMPLIANT)[:-1]
 
     def decode(self, ids: Sequence[int]) -> str:

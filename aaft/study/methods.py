@@ -110,7 +110,7 @@ def prepare(
     siblings: Sequence[ScoredExample] = (),
     align: Sequence[Example],
     refusals: Sequence[Example],
-    begun: Sequence[int] = (),
+    begun: Sequence[int],
     seed: int,
     tuning: Tuning | None = None,
 ) -> Prepared:

@@ -51,7 +51,7 @@ class Example:
     """Id of the record with which the prompt has its first ``shared`` tokens in common."""
     shared: int = 0
     begun: tuple[int, ...] = ()
-    """Of an anchor: a compliant beginning that ``mu`` answered after where it would decline."""
+    """Of an anchor: a compliant beginning after which ``mu`` answers what it would decline."""
 
 
 @dataclass(frozen=True)

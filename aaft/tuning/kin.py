@@ -2,7 +2,7 @@
 
 Both have one target and no gate::
 
-    twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5       anchor on the own answer
+    twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5       `aaft.tuning.anchor`
     sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5             abstention and recovery
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
+
+import numpy as np
 
 from aaft.config import ACCEPTED
 from aaft.tuning.examples import Example
@@ -40,6 +42,11 @@ def kept_twins(
         replace(
             example,
             candidates=[example.candidates[0][:longest]],
+            quality=example.quality[:1],
+            uncertainty=example.uncertainty[:1],
+            reward=example.reward[:1],
+            # Of the whole answer; nothing is to take it for that of its beginning.
+            logprob=np.full(1, np.nan),
             abstention=None,
             conservative=None,
             review=False,

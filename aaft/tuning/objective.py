@@ -87,7 +87,7 @@ def gated_terms(
         cfg: settings of the objective.
         prefixes: of ``recovery_prefixes``, ``R_i`` of them an example; those of an example without
             an accepted conservative response don't count.
-        held: what ``mu`` says at each token of an anchor's answer, by id.
+        held: what ``mu`` says at each token of an anchor's answer, by id, of every anchor.
     """
     terms = {(t.example, 0): t for t in supervised_terms(examples, imitation.tolist())}
     pushes = _pg_coefficients(scores, gates, weights, log_ratio, cfg)

@@ -1,7 +1,7 @@
 """What distinguishes one way of training from another; the loop around it is the trainer's.
 
 A recipe says which responses of a window get which coefficients (`Recipe.plan`) and what is
-computed from their log-probabilities (`Recipe.loss`).
+computed from what is predicted at their tokens (`Recipe.loss`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import torch
 
 from aaft.config import TrainConfig
 from aaft.models.packed import PackedBatch, PackedRow, branch_losses
-from aaft.models.soft import SoftLabels
-from aaft.tuning.anchor import answers_of_reference
+from aaft.tuning.anchor import Held, answers_of_reference
 from aaft.tuning.examples import Example, Scores, stack
 from aaft.tuning.gate import always_closed, gate, imitation
 from aaft.tuning.objective import Term, gated_terms, supervised_terms
@@ -113,16 +112,28 @@ class SupervisedRecipe:
 
 
 class GatedRecipe(SupervisedRecipe):
-    """The gated objective of docs/method.md."""
+    """The gated objective of docs/method.md. It needs `begin` where there are twins."""
 
     def __init__(self, cfg: TrainConfig) -> None:
         self._cfg = cfg
-        self._held: Mapping[str, SoftLabels] = {}
+        self._held: Mapping[str, Held] = {}
 
     def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
         """Ask ``mu`` what it says to the twins."""
         anchors = [example for example in examples if example.role == "anchor"]
-        self._held = answers_of_reference(trainer.model, anchors, self._cfg.tokens_per_batch)
+        if not anchors:
+            return
+        with trainer.shown("twins of the reference", len(anchors), "twins") as advance:
+            self._held = answers_of_reference(
+                trainer.model, anchors, self._cfg.tokens_per_batch, advance
+            )
+        if trainer.ranks.main:
+            mended = sum(held.mended for held in self._held.values())
+            print(
+                f"train: {len(self._held)} twins hold the policy to the reference, {mended} of "
+                "them to what it says once it has begun",
+                flush=True,
+            )
 
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:
         """Gate the window, then weigh golds, candidates, conservative responses and recoveries."""
@@ -150,7 +161,7 @@ class GatedRecipe(SupervisedRecipe):
             gating.log_ratio,
             cfg,
             prefixes,
-            self._held,
+            {name: held.labels for name, held in self._held.items()},
         )
         return Plan(terms, gating)
 

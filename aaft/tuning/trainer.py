@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -73,8 +74,7 @@ class Trainer:
         self._recipe.begin(self, self._examples)
         done = self._resume()
         rows = [len(window) for _, window in planned]
-        shown = progress("train", sum(rows), "rows") if self.ranks.main else _silent()
-        with shown as advance:
+        with self.shown("train", sum(rows), "rows") as advance:
             if done:
                 advance(sum(rows[:done]), reused=True)
             for step, (epoch, window) in enumerate(planned[done:], start=done + 1):
@@ -83,6 +83,10 @@ class Trainer:
                 if self._checkpoints and step % self._checkpoints.every == 0 and self.ranks.main:
                     self._checkpoints.save(self._snapshot(step))
                 advance(len(window))
+
+    def shown(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Progress, which the first rank alone shows."""
+        return progress(title, total, unit) if self.ranks.main else _silent()
 
     def logprobs(self, rows: Mapping[Key, PackedRow]) -> dict[Key, list[float]]:
         """Log-probabilities of each row's branches under the current policy, without gradient.
