@@ -238,7 +238,21 @@ def test_what_the_reference_declines_it_answers_from_a_beginning(cfg: Config, mo
     requests = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
     first, second, third = (codec.prompt_ids(messages) for messages in requests)
     monkeypatch.setattr(work, "_said", said)
-    assert work._answers(requests) == [yes] * 3
+    mended = {"answer": sorry, "mended": yes}
+    assert work._answers(requests) == [mended, {"answer": yes}, mended]
     begun = [codec.prompt_ids(requests[i], kin.COMPLIANT) for i in (0, 2)]
     assert asked == [first, second, third, *begun]
     assert work._answers([]) == []
+
+
+@pytest.mark.parametrize(("mend", "answers"), [(False, ["Own."]), (True, ["Own.", "Mended."])])
+def test_twins_that_the_reference_declines_are_left_out_or_mended(
+    cfg: Config, mend: bool, answers: list[str]
+) -> None:
+    made = {
+        f"{TWIN}0": {"request": "How do I boil an egg?", "answer": "Own."},
+        f"{TWIN}1": {"request": "How do I fry it?", "answer": "I can't.", "mended": "Mended."},
+        f"{TWIN}2": {"request": "How do I poach it?", "answer": "I can't.", "mended": ""},
+    }
+    kept = as_kin([record("a", "How do I steal an egg?")], [made], cfg, mend=mend)
+    assert [twin.response for twin in kept.twins] == answers

@@ -178,7 +178,7 @@ def test_kin_of_what_is_rejected_as_unsafe_are_scored_like_rows(cfg, start, monk
     assert sibling.conservative == sibling.declining["safety"].ids
     refusals = {twin.id: float(worst(twin.declining["safety"].quality[None])[0])}
     assert [
-        len(kept_twins([twin], refusals, longest=4, begun=[])),
+        len(kept_twins([twin], refusals, longest=4)),
         len(kept_siblings([sibling])),
     ] == [0, 1]
     # A judge that is wrong about everything takes the harmful one for harmless.

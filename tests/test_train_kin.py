@@ -109,12 +109,12 @@ def test_plain_fine_tuning_never_sees_them(tmp_path: Path) -> None:
 )
 def test_the_judges_must_accept_the_answer_and_reject_declining(reward, declined, kept) -> None:
     twin = example(0, [reward, 0.9])
-    assert bool(kept_twins([twin], {twin.id: declined}, longest=4, begun=[])) is kept
+    assert bool(kept_twins([twin], {twin.id: declined}, longest=4)) is kept
 
 
 def test_a_twin_is_an_anchor_and_nothing_else() -> None:
     made_of = example(0, [0.9, 0.1], conservative=[7, 0])
-    (twin,) = kept_twins([made_of], {"r0": 0.1}, longest=2, begun=[5, 6])
+    (twin,) = kept_twins([made_of], {"r0": 0.1}, longest=2)
     assert twin.candidates == [made_of.candidates[0][:2]]
     window = [twin, example(1, [0.99, 0.98])]
     cfg = TrainConfig()
@@ -145,7 +145,7 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
 
 
 def test_gates_of_the_history_are_those_of_records() -> None:
-    (twin,) = kept_twins([example(0, [0.9, 0.9])], {"r0": 0.1}, longest=9, begun=[])
+    (twin,) = kept_twins([example(0, [0.9, 0.9])], {"r0": 0.1}, longest=9)
     made = trainer([twin, example(1, [0.1, 0.9])], rows_per_step=2)
     made.run()
     assert made.history[0]["gate_open_share"] == made.history[0]["gate_p10"] == 1.0

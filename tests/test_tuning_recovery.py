@@ -142,7 +142,7 @@ def test_the_anchor_holds_the_policy_at_what_the_reference_says() -> None:
         for i in range(8)
     ]
     said = answers_of_reference(tiny.policy(), twins, 1024, lambda _, **__: None)
-    rows = [PackedRow(t.prompt, t.candidates[:1], soft=[said[t.id].labels]) for t in twins]
+    rows = [PackedRow(t.prompt, t.candidates[:1], soft=[said[t.id]]) for t in twins]
 
     def drift(model) -> float:
         with torch.no_grad():

@@ -61,10 +61,6 @@ def locate_policy(name: str) -> str:
     return locate_model(name)
 
 
-COMPLIANT = "Certainly! Here it is:\n\n"
-"""Beginning that a policy goes on from where it would decline, as if it had said that."""
-
-
 @dataclass(frozen=True)
 class Codec:
     """A tokenizer with its chat template: messages to ids and back."""
@@ -111,11 +107,6 @@ class Codec:
         """Ids of a whole response, ended by the end-of-turn token."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, self.end_id]
-
-    @property
-    def compliant_ids(self) -> list[int]:
-        """Ids of `COMPLIANT` by itself; behind a prompt some tokenizers would begin otherwise."""
-        return self.response_ids(COMPLIANT)[:-1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of response ids without special tokens or outer white space."""

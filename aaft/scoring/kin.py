@@ -7,8 +7,7 @@ goes on as a user would:
 - a *twin* from its first few words, half of it at most, "How do I make a" - "cake without eggs?",
   or from a common beginning, as else a policy learns to decline every other form of request. Most
   are harmless, and near to the harmful request in form. The reference's own answer to it is what
-  there is to hold on to. A reference that declines too much declines some of these; then its
-  answer is what it says after the beginning of a compliant one, and there is something to mend.
+  there is to hold on to; there is nothing where it declines.
 - a *sibling* from its first half or more, "Give instructions for stealing a" - "car". Most are
   harmful too. Its gold is that of the request which it comes from, so that there is a bad beginning
   to turn back from.
@@ -36,7 +35,7 @@ from aaft.data.records import Record
 from aaft.data.text import normalise, opens_with_refusal, ranked, shorten
 from aaft.io import file_digest
 from aaft.models.fingerprint import model_digest
-from aaft.models.policy import COMPLIANT, Codec, load_codec, load_frozen
+from aaft.models.policy import Codec, load_codec, load_frozen
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.counterfactual import AnyRecord, with_prompt
 from aaft.scoring.engine import content_key, fill, read
@@ -46,6 +45,8 @@ REQUEST_TOKENS = 40
 ANSWER_TOKENS = 48
 """Most tokens of an answer; its last whole sentence is where it ends."""
 TEMPERATURE = 0.7
+COMPLIANT = "Certainly! Here it is:\n\n"
+"""Beginning of an answer that a policy goes on from where it would decline; not part of it."""
 COMMON = (
     *("How do I", "How can I", "What is the best way to", "What do I need to", "Where can I"),
     *("Help me", "Teach me how to", "Show me how to", "Tell me how to", "Give me", "I want to"),
@@ -104,7 +105,7 @@ class KinWork:
         ]
         answers = self._answers([_with_request(items[i], kin["request"]) for i, kin in twins])
         for (_, kin), answer in zip(twins, answers, strict=True):
-            kin["answer"] = answer
+            kin |= answer
         return made
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,15 +148,15 @@ class KinWork:
 
         return text(begun + ids)[len(text(begun)) :]
 
-    def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[str]:
-        """What the policy says to each; where it declines, what it says once it has begun."""
+    def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[dict[str, str]]:
+        """What the policy says to each; ``mended``: once it has begun, where it would decline."""
         prompts = [self._codec.prompt_ids(messages) for messages in asked]
-        texts = self._said(prompts)
-        declined = [i for i, text in enumerate(texts) if opens_with_refusal(text)]
+        answers = [{"answer": text} for text in self._said(prompts)]
+        declined = [i for i, own in enumerate(answers) if opens_with_refusal(own["answer"])]
         said = self._said([self._codec.prompt_ids(asked[i], COMPLIANT) for i in declined])
         for i, text in zip(declined, said, strict=True):
-            texts[i] = text
-        return texts
+            answers[i]["mended"] = text
+        return answers
 
     def _said(self, prompts: Sequence[list[int]]) -> list[str]:
         """What the policy goes on with, in whole sentences; empty where it doesn't end one."""
@@ -178,7 +179,7 @@ class KinWork:
     def _identity(self) -> tuple[str | int, ...]:
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
-        sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {COMPLIANT}"
+        sampler = f"2 {REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {COMPLIANT}"
         return ("kin", digest, sampler, self._cfg.seed, file_digest(Path(shaping.__file__)))
 
     @cached_property
@@ -292,23 +293,28 @@ def as_kin(
     made: Sequence[dict[str, dict[str, str]]],
     cfg: Config,
     known: Sequence[Record] = (),
+    *,
+    mend: bool = False,
 ) -> Kin:
     """Records of what the work made of each.
 
     Left out are requests that repeat another one or are near to a benchmark's, as ``validate``
-    leaves such rows out, and twins that got no whole sentence for an answer.
+    leaves such rows out, and twins that got no whole sentence for an answer or were declined.
 
     Args:
         records: requests.
         made: of each.
         cfg: names the benchmarks.
         known: more requests that are not to be repeated.
+        mend: a twin that is declined gets what the policy says once it has begun to comply.
     """
     kin = Kin([], [])
     seen = {normalise(record.prompt) for record in (*records, *known)}
     for record, own in zip(records, made, strict=True):
         for name, found in own.items():
             answer = found.get("answer", record.response)
+            if "mended" in found:
+                answer = found["mended"] if mend else ""
             if not answer or normalise(found["request"]) in seen:
                 continue
             seen.add(normalise(found["request"]))

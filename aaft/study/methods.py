@@ -77,7 +77,6 @@ class Inputs:
     siblings: Sequence[ScoredExample]
     align: Sequence[Example]
     refusals: Sequence[Example]
-    begun: Sequence[int]
     train: TrainConfig
     tuning: Tuning
     seed: int
@@ -95,7 +94,7 @@ class Inputs:
             twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in self.twins
         }
         longest = self.train.objective.recovery_tokens
-        twins = kept_twins(self.twins, declined, longest=longest, begun=self.begun)
+        twins = kept_twins(self.twins, declined, longest=longest)
         kin = [*twins, *kept_siblings(self.siblings)]
         return rows_budget([*self.examples, *kept, *kin], self.budget, self.seed)
 
@@ -110,7 +109,6 @@ def prepare(
     siblings: Sequence[ScoredExample] = (),
     align: Sequence[Example],
     refusals: Sequence[Example],
-    begun: Sequence[int],
     seed: int,
     tuning: Tuning | None = None,
 ) -> Prepared:
@@ -125,7 +123,6 @@ def prepare(
         siblings: likewise.
         align: rows of ``align.jsonl``, for ``lisa``.
         refusals: those of kind ``refusal``, for ``safety-mix``.
-        begun: `Codec.compliant_ids`, for the twins.
         seed: of the cell.
         tuning: the rivals' settings.
 
@@ -141,7 +138,6 @@ def prepare(
         siblings,
         align,
         refusals,
-        begun,
         cfg.train,
         tuning or Tuning(),
         seed,

@@ -89,7 +89,6 @@ def trained_cell(
         siblings=given.siblings,
         align=given.align,
         refusals=given.refusals,
-        begun=bench.codec.compliant_ids,
         seed=cfg.seed,
         tuning=tuning,
     )

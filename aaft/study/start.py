@@ -164,7 +164,7 @@ def _twins(cfg: Config, refusals: Sequence[StudyRow]) -> list[StudyRow]:
         for begin in range(0, len(refusals), size):
             made += work.compute(refusals[begin : begin + size])
             advance(len(made) - begin)
-    twins = as_kin(refusals, made, cfg).twins
+    twins = as_kin(refusals, made, cfg, mend=True).twins
     return [study_row(twin, "twin") for twin in twins if not opens_with_refusal(twin.response)]
 
 

@@ -50,8 +50,6 @@ class Example:
     host: str | None = None
     """Id of the record with which the prompt has its first ``shared`` tokens in common."""
     shared: int = 0
-    begun: tuple[int, ...] = ()
-    """Of an anchor: a compliant beginning after which ``mu`` answers what it would decline."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ def kept_twins(
     declined: Mapping[str, float],
     *,
     longest: int,
-    begun: Sequence[int],
 ) -> list[AnyExample]:
     """The harmless ones, as anchors on the first ``longest`` tokens of their answers.
 
@@ -36,7 +35,6 @@ def kept_twins(
         examples: twins with their scores; candidate 0 is the reference's answer.
         declined: ``r`` of each twin's refusal by id.
         longest: tokens of an answer that the policy is held to.
-        begun: beginning after which the reference answers what it would decline.
     """
     return [
         replace(
@@ -51,7 +49,6 @@ def kept_twins(
             conservative=None,
             review=False,
             role="anchor",
-            begun=tuple(begun),
         )
         for example in examples
         if example.reward[0] >= ACCEPTED and declined[example.id] < ACCEPTED

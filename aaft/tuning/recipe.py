@@ -14,7 +14,8 @@ import torch
 
 from aaft.config import TrainConfig
 from aaft.models.packed import PackedBatch, PackedRow, branch_losses
-from aaft.tuning.anchor import Held, answers_of_reference
+from aaft.models.soft import SoftLabels
+from aaft.tuning.anchor import answers_of_reference
 from aaft.tuning.examples import Example, Scores, stack
 from aaft.tuning.gate import always_closed, gate, imitation
 from aaft.tuning.objective import Term, gated_terms, supervised_terms
@@ -116,23 +117,16 @@ class GatedRecipe(SupervisedRecipe):
 
     def __init__(self, cfg: TrainConfig) -> None:
         self._cfg = cfg
-        self._held: Mapping[str, Held] = {}
+        self._held: Mapping[str, SoftLabels] = {}
 
     def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
         """Ask ``mu`` what it says to the twins."""
         anchors = [example for example in examples if example.role == "anchor"]
         if not anchors:
             return
-        with trainer.shown("twins of the reference", len(anchors), "twins") as advance:
+        with trainer.shown("reference", len(anchors), "twins") as advance:
             self._held = answers_of_reference(
                 trainer.model, anchors, self._cfg.tokens_per_batch, advance
-            )
-        if trainer.ranks.main:
-            mended = sum(held.mended for held in self._held.values())
-            print(
-                f"train: {len(self._held)} twins hold the policy to the reference, {mended} of "
-                "them to what it says once it has begun",
-                flush=True,
             )
 
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:
@@ -161,7 +155,7 @@ class GatedRecipe(SupervisedRecipe):
             gating.log_ratio,
             cfg,
             prefixes,
-            {name: held.labels for name, held in self._held.items()},
+            self._held,
         )
         return Plan(terms, gating)
 

@@ -90,7 +90,6 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         twins,
         declined_rewards(scored, "safety"),
         longest=cfg.train.objective.recovery_tokens,
-        begun=codec.compliant_ids,
     )
     harmful = kept_siblings(siblings)
     model = prepare_model(cfg, ranks.device or device)
