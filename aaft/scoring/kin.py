@@ -179,6 +179,7 @@ class KinWork:
     def _identity(self) -> tuple[str | int, ...]:
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
+        # 2: the form of the values, which since then keep apart what mends a declined twin.
         sampler = f"2 {REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {COMPLIANT}"
         return ("kin", digest, sampler, self._cfg.seed, file_digest(Path(shaping.__file__)))
 
