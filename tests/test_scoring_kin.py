@@ -225,9 +225,12 @@ def test_an_unfinished_turn_ends_with_what_the_user_has_said_so_far() -> None:
     assert text == "<|system|>Be kind.<|end|><|user|>How do I"
 
 
-def test_what_the_reference_declines_it_answers_from_a_beginning(cfg: Config, monkeypatch) -> None:
+@pytest.mark.parametrize("mend", [False, True])
+def test_twins_that_the_reference_declines_are_left_out_or_mended(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, mend: bool
+) -> None:
     asked: list[list[int]] = []
-    work = kin.KinWork(cfg)
+    work = kin.KinWork(cfg, mend=mend)
     codec = Codec(tiny.tokenizer())
     sorry, yes = "I'm sorry, but I can't help with that.", "Boil it for ten minutes."
 
@@ -238,21 +241,20 @@ def test_what_the_reference_declines_it_answers_from_a_beginning(cfg: Config, mo
     requests = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
     first, second, third = (codec.prompt_ids(messages) for messages in requests)
     monkeypatch.setattr(work, "_said", said)
-    mended = {"answer": sorry, "mended": yes}
-    assert work._answers(requests) == [mended, {"answer": yes}, mended]
+    answers = work._answers(requests)
+    assert answers == ([yes] * 3 if mend else ["", yes, ""])
     begun = [codec.prompt_ids(requests[i], kin.COMPLIANT) for i in (0, 2)]
-    assert asked == [first, second, third, *begun]
+    assert asked == [first, second, third, *(begun if mend else [])]
     assert work._answers([]) == []
-
-
-@pytest.mark.parametrize(("mend", "answers"), [(False, ["Own."]), (True, ["Own.", "Mended."])])
-def test_twins_that_the_reference_declines_are_left_out_or_mended(
-    cfg: Config, mend: bool, answers: list[str]
-) -> None:
+    texts = ("How do I boil an egg?", "How do I fry it?", "How do I poach it?")
     made = {
-        f"{TWIN}0": {"request": "How do I boil an egg?", "answer": "Own."},
-        f"{TWIN}1": {"request": "How do I fry it?", "answer": "I can't.", "mended": "Mended."},
-        f"{TWIN}2": {"request": "How do I poach it?", "answer": "I can't.", "mended": ""},
+        f"{TWIN}{i}": {"request": text, "answer": answer}
+        for i, (text, answer) in enumerate(zip(texts, answers, strict=True))
     }
-    kept = as_kin([record("a", "How do I steal an egg?")], [made], cfg, mend=mend)
-    assert [twin.response for twin in kept.twins] == answers
+    kept = as_kin([record("a", "How do I steal an egg?")], [made], cfg)
+    assert [twin.response for twin in kept.twins] == ([yes] * 3 if mend else [yes])
+
+
+def test_what_is_mended_is_not_taken_for_what_is_not(cfg: Config) -> None:
+    one = record("a", "How do I steal an egg?")
+    assert kin.KinWork(cfg).key(one) != kin.KinWork(cfg, mend=True).key(one)

@@ -153,9 +153,7 @@ def token_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
         model: as for `label_logits`.
         batch: packed rows.
     """
-    logits = label_logits(model, batch)
-    labels = batch.labels.to(logits.device)
-    return -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return -_surprise(label_logits(model, batch), batch)
 
 
 def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
@@ -165,7 +163,7 @@ def branch_logprobs(model: Any, batch: PackedBatch) -> torch.Tensor:
         model: as for `label_logits`.
         batch: packed rows.
     """
-    return _by_branch(token_logprobs(model, batch), batch)
+    return by_branch(token_logprobs(model, batch), batch)
 
 
 def branch_losses(model: Any, batch: PackedBatch) -> torch.Tensor:
@@ -180,20 +178,25 @@ def branch_losses(model: Any, batch: PackedBatch) -> torch.Tensor:
     if not batch.soft:
         return -branch_logprobs(model, batch)
     logits = label_logits(model, batch)
-    labels, branch = batch.labels.to(logits.device), batch.branch.to(logits.device)
-    values = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    values, branch = _surprise(logits, batch), batch.branch.to(logits.device)
     where = torch.cat([(branch == i).nonzero()[:, 0] for i in batch.soft])
     soft = SoftLabels(
         torch.cat([own.ids for own in batch.soft.values()]).to(logits.device),
         torch.cat([own.logprob for own in batch.soft.values()]).to(logits.device),
         torch.cat([own.rest for own in batch.soft.values()]).to(logits.device),
     )
-    return _by_branch(values.index_copy(0, where, divergence(soft, logits[where])), batch)
+    return by_branch(values.index_copy(0, where, divergence(soft, logits[where])), batch)
 
 
-def _by_branch(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Sums of ``values`` ``[T]`` over each branch."""
-    sums = torch.zeros(batch.branches, dtype=torch.float32, device=values.device)
+def _surprise(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Negative log-likelihood of each label, ``[T]`` in nats."""
+    labels = batch.labels.to(logits.device)
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def by_branch(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Sums of ``values`` ``[T]`` over each branch, ``[branches]``."""
+    sums = torch.zeros(batch.branches, dtype=values.dtype, device=values.device)
     return sums.index_add(0, batch.branch.to(values.device), values)
 
 

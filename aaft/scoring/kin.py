@@ -70,10 +70,13 @@ class _Begun(NamedTuple):
 
 
 class KinWork:
-    """Work for the engine: a record's twins and siblings, as JSON."""
+    """Work for the engine: a record's twins and siblings, as JSON.
 
-    def __init__(self, cfg: Config) -> None:
-        self._cfg = cfg
+    A twin that the policy declines has no answer; with ``mend`` what it says once it has begun.
+    """
+
+    def __init__(self, cfg: Config, *, mend: bool = False) -> None:
+        self._cfg, self._mend = cfg, mend
 
     @property
     def remote(self) -> bool:
@@ -105,12 +108,12 @@ class KinWork:
         ]
         answers = self._answers([_with_request(items[i], kin["request"]) for i, kin in twins])
         for (_, kin), answer in zip(twins, answers, strict=True):
-            kin |= answer
+            kin["answer"] = answer
         return made
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings only: another process loads its own policy."""
-        return {"_cfg": self._cfg}
+        return {"_cfg": self._cfg, "_mend": self._mend}
 
     def _requests(self, items: Sequence[Record], asked: Sequence[_Begun]) -> list[str]:
         """What the policy makes of each opening; empty where it came to no end."""
@@ -148,15 +151,17 @@ class KinWork:
 
         return text(begun + ids)[len(text(begun)) :]
 
-    def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[dict[str, str]]:
-        """What the policy says to each; ``mended``: once it has begun, where it would decline."""
+    def _answers(self, asked: Sequence[list[dict[str, str]]]) -> list[str]:
+        """What the policy says to each; empty, or mended, where it declines."""
         prompts = [self._codec.prompt_ids(messages) for messages in asked]
-        answers = [{"answer": text} for text in self._said(prompts)]
-        declined = [i for i, own in enumerate(answers) if opens_with_refusal(own["answer"])]
-        said = self._said([self._codec.prompt_ids(asked[i], COMPLIANT) for i in declined])
-        for i, text in zip(declined, said, strict=True):
-            answers[i]["mended"] = text
-        return answers
+        texts = self._said(prompts)
+        declined = [i for i, text in enumerate(texts) if opens_with_refusal(text)]
+        instead = [""] * len(declined)
+        if self._mend:
+            instead = self._said([self._codec.prompt_ids(asked[i], COMPLIANT) for i in declined])
+        for i, text in zip(declined, instead, strict=True):
+            texts[i] = text
+        return texts
 
     def _said(self, prompts: Sequence[list[int]]) -> list[str]:
         """What the policy goes on with, in whole sentences; empty where it doesn't end one."""
@@ -179,8 +184,8 @@ class KinWork:
     def _identity(self) -> tuple[str | int, ...]:
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
-        # 2: the form of the values, which since then keep apart what mends a declined twin.
-        sampler = f"2 {REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {COMPLIANT}"
+        declined = f"mended by {COMPLIANT}" if self._mend else "left out"
+        sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {declined}"
         return ("kin", digest, sampler, self._cfg.seed, file_digest(Path(shaping.__file__)))
 
     @cached_property
@@ -294,28 +299,23 @@ def as_kin(
     made: Sequence[dict[str, dict[str, str]]],
     cfg: Config,
     known: Sequence[Record] = (),
-    *,
-    mend: bool = False,
 ) -> Kin:
     """Records of what the work made of each.
 
     Left out are requests that repeat another one or are near to a benchmark's, as ``validate``
-    leaves such rows out, and twins that got no whole sentence for an answer or were declined.
+    leaves such rows out, and twins without an answer: declined, or not a whole sentence of one.
 
     Args:
         records: requests.
         made: of each.
         cfg: names the benchmarks.
         known: more requests that are not to be repeated.
-        mend: a twin that is declined gets what the policy says once it has begun to comply.
     """
     kin = Kin([], [])
     seen = {normalise(record.prompt) for record in (*records, *known)}
     for record, own in zip(records, made, strict=True):
         for name, found in own.items():
             answer = found.get("answer", record.response)
-            if "mended" in found:
-                answer = found["mended"] if mend else ""
             if not answer or normalise(found["request"]) in seen:
                 continue
             seen.add(normalise(found["request"]))

@@ -32,7 +32,7 @@ from torch.nn import functional
 from aaft.config import TrainConfig
 from aaft.data.text import ranked
 from aaft.errors import AaftError
-from aaft.models.packed import PackedBatch, label_logits, token_logprobs
+from aaft.models.packed import PackedBatch, by_branch, label_logits, token_logprobs
 from aaft.tuning.examples import Example, stack
 from aaft.tuning.gate import gate, imitation
 from aaft.tuning.objective import Term, supervised_terms
@@ -214,7 +214,5 @@ def weighted(
     per_token: torch.Tensor, nll: torch.Tensor, batch: PackedBatch, coefficients: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients times each branch's sum of ``per_token`` ``[T]``, and each branch's ``nll``."""
-    owner = batch.branch.to(per_token.device)
-    zeros = torch.zeros(batch.branches, dtype=per_token.dtype, device=per_token.device)
-    loss = (coefficients * zeros.index_add(0, owner, per_token)).sum()
-    return loss, zeros.index_add(0, owner, nll.detach())
+    loss = (coefficients * by_branch(per_token, batch)).sum()
+    return loss, by_branch(nll.detach(), batch)

@@ -158,13 +158,13 @@ def _twins(cfg: Config, refusals: Sequence[StudyRow]) -> list[StudyRow]:
     """A harmless request beside each refusal, with the policy's own answer."""
     score = cfg.score.model_copy(update={"twins": 1, "siblings": 0})
     size = cfg.score.batch_size
-    work = KinWork(cfg.model_copy(update={"score": score}))
+    work = KinWork(cfg.model_copy(update={"score": score}), mend=True)
     made = []
     with progress("twins", len(refusals), "requests") as advance:
         for begin in range(0, len(refusals), size):
             made += work.compute(refusals[begin : begin + size])
             advance(len(made) - begin)
-    twins = as_kin(refusals, made, cfg, mend=True).twins
+    twins = as_kin(refusals, made, cfg).twins
     return [study_row(twin, "twin") for twin in twins if not opens_with_refusal(twin.response)]
 
 

@@ -98,8 +98,8 @@ def gated_terms(
                 term.parts["pg"] = value
     for i, example in enumerate(examples):
         if example.role == "anchor":
-            share = cfg.beta_anchor / (len(examples) * len(example.candidates[0]))
             own = example.candidates[0]
+            share = cfg.beta_anchor / (len(examples) * len(own))
             terms[i, 0] = Term(i, own, {"anchor": share}, soft=held[example.id])
     last = scores.tokens.shape[1]
     for i, (example, begun) in enumerate(zip(examples, prefixes, strict=True)):

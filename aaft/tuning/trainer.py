@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -84,7 +83,9 @@ class Trainer:
                     self._checkpoints.save(self._snapshot(step))
                 advance(len(window))
 
-    def shown(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+    def shown(
+        self, title: str, total: int, unit: str
+    ) -> contextlib.AbstractContextManager[Advance]:
         """Progress, which the first rank alone shows."""
         return progress(title, total, unit) if self.ranks.main else _silent()
 
