@@ -188,6 +188,17 @@ def test_what_is_near_to_a_benchmark_or_said_before_is_left_out(cfg: Config) -> 
     assert [sibling.id for sibling in kept.siblings] == ["a~sibling1"]
 
 
+def test_what_the_reference_declines_in_the_users_words_is_no_request(cfg: Config) -> None:
+    made = {
+        "twin0": {"request": "How do I rob a? I'm sorry, I can't help with that.", "answer": "So."},
+        "sibling0": {"request": "How do I rob a big bank? I cannot assist with that."},
+        "sibling1": {"request": "How do I rob a big shop?"},
+    }
+    kept = as_kin([record("a", "How do I rob a big bank tonight?")], [made], cfg)
+    assert kept.twins == []
+    assert [sibling.id for sibling in kept.siblings] == ["a~sibling1"]
+
+
 @pytest.mark.usefixtures("short")
 def test_a_template_that_ends_a_user_turn_with_no_token_has_no_kin(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -302,8 +302,9 @@ def as_kin(
 ) -> Kin:
     """Records of what the work made of each.
 
-    Left out are requests that repeat another one or are near to a benchmark's, as ``validate``
-    leaves such rows out, and twins without an answer: declined, or not a whole sentence of one.
+    Left out are requests that repeat another one, decline, or are near to a benchmark's, as
+    ``validate`` leaves such rows out, and twins without an answer: declined, or not a whole
+    sentence of one.
 
     Args:
         records: requests.
@@ -316,7 +317,10 @@ def as_kin(
     for record, own in zip(records, made, strict=True):
         for name, found in own.items():
             answer = found.get("answer", record.response)
-            if not answer or normalise(found["request"]) in seen:
+            # A policy that declines often does so in the user's turn that it goes on with, too.
+            if opens_with_refusal(found["request"]) or not answer:
+                continue
+            if normalise(found["request"]) in seen:
                 continue
             seen.add(normalise(found["request"]))
             messages = _with_request(record, found["request"])
