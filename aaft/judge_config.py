@@ -200,6 +200,9 @@ class JudgesConfig(Section):
     """The external alignment signal."""
 
     embedder: str = Field("models/embedder", description="sentence encoder directory or hub id")
+    intent_embedder: str = Field(
+        "models/intent_embedder", description="the larger one that reads requests for their intent"
+    )
     probe: str = Field(
         "models/policy", description="causal model whose hidden states are read, frozen"
     )

@@ -92,12 +92,16 @@ def plain_sentences(cfg: Config, samples: list[Sample]) -> Callable[[], None]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    word = Transformer(cfg.judges.embedder)
-    model = SentenceTransformer(modules=[word, Pooling(word.get_word_embedding_dimension())])
+    def plain(name: str) -> SentenceTransformer:
+        word = Transformer(name)
+        return SentenceTransformer(modules=[word, Pooling(word.get_word_embedding_dimension())])
+
+    model, larger = plain(cfg.judges.embedder), plain(cfg.judges.intent_embedder)
 
     def run() -> None:
         for start in range(0, len(samples), 32):
             for s in (samples[start : start + 32],):
+                larger.encode([x.prompt for x in s])
                 model.encode([x.prompt for x in s])
                 model.encode([x.response for x in s])
                 grounded = [x for x in s if x.context is not None]

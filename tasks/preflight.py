@@ -28,6 +28,7 @@ def check_inputs(cfg: Config, pipeline: Path) -> None:
     """Check the inputs that params.yaml names; a path that exists is left to the stages."""
     locate_model(cfg.policy.model)
     locate_model(cfg.judges.embedder, key="judges.embedder")
+    locate_model(cfg.judges.intent_embedder, key="judges.intent_embedder")
     if not Path(cfg.data.train).exists() and cfg.data.train.endswith((".jsonl", ".json")):
         raise AaftError(f"data.train: {cfg.data.train}: no such file; correct it in params.yaml")
     try:
@@ -38,6 +39,7 @@ def check_inputs(cfg: Config, pipeline: Path) -> None:
         "data.train": cfg.data.train,
         "policy.model": cfg.policy.model,
         "judges.embedder": cfg.judges.embedder,
+        "judges.intent_embedder": cfg.judges.intent_embedder,
     }.items():
         line = f"- ${{{key}}}"
         if not Path(value).exists() and line in stages:

@@ -93,7 +93,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("workspace")
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, root / name)
-    for folder in ("data/bench", "data/judge", "models/embedder"):
+    for folder in ("data/bench", "data/judge", "models/embedder", "models/intent_embedder"):
         (root / folder).mkdir(parents=True)
         (root / folder / "config.json").write_text("{}")
     row = '{"id":"a","source":"instructions","messages":[],"context":null}\n'

@@ -27,7 +27,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "aaft", root / "aaft", ignore=shutil.ignore_patterns("__pycache__"))
     write_data(root / "data")
     tiny.save_policy(root / "models/policy")
-    tiny.save_encoder(root / "models/embedder")
+    for name in ("embedder", "intent_embedder"):
+        tiny.save_encoder(root / "models" / name)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["score"] |= {"max_new_tokens": 6, "batch_size": 4}
     params["train"] |= {"rows_per_step": 4, "tokens_per_batch": 300}

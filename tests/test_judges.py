@@ -20,6 +20,7 @@ from aaft.io import write_jsonl
 from aaft.judge_config import JudgesConfig
 from aaft.judges.base import Sample, bare_prompt
 from aaft.judges.embedded import EmbeddedJudge, fit, joined
+from aaft.judges.encoder import Encoder
 from aaft.judges.features import Encoders
 from aaft.judges.head import LogisticHead, fit_head
 from aaft.judges.text import is_abstention, is_degenerate, normalize_answer, refusal_phrase
@@ -162,13 +163,17 @@ def test_the_two_views_of_safety_weigh_as_documented() -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> tuple[str, str]:
+def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    return str(tiny.save_encoder(folder / "e")), str(tiny.save_policy(folder / "p"))
+    return {
+        "embedder": str(tiny.save_encoder(folder / "e")),
+        "intent_embedder": str(tiny.save_encoder(folder / "i")),
+        "probe": str(tiny.save_policy(folder / "p")),
+    }
 
 
-def encoders(models: tuple[str, str], batch_size: int) -> Encoders:
-    cfg = JudgesConfig(embedder=models[0], probe=models[1], batch_size=batch_size)
+def encoders(models: dict[str, str], batch_size: int) -> Encoders:
+    cfg = JudgesConfig(**models, batch_size=batch_size)
     return Encoders.load(cfg, torch.device("cpu"))
 
 
@@ -198,8 +203,10 @@ def test_features_of_an_answer_are_those_of_the_whole_text(models) -> None:
     """The request's cache and the padding change nothing but the last bits."""
     probe = encoders(models, 4).probe
     got = probe.answers(ASKED[:3])
-    model = AutoModel.from_pretrained(models[1], dtype=compute_dtype(torch.device("cpu"))).eval()
-    codec = load_codec(models[1])
+    model = AutoModel.from_pretrained(
+        models["probe"], dtype=compute_dtype(torch.device("cpu"))
+    ).eval()
+    codec = load_codec(models["probe"])
     for row, (prompt, response) in zip(got, ASKED[:3], strict=True):
         asked = codec.prompt_ids([{"role": "user", "content": prompt}])
         said = codec.response_ids(response)[:-1] or asked[-1:]
@@ -271,6 +278,32 @@ def test_calibration_rows_are_needed(models) -> None:
         fit(rows, encoders(models, 8))
 
 
+def test_intent_is_the_mean_of_both_views_logits(models) -> None:
+    rows = labelled()
+    judge = fit(rows, encoders(models, 8))
+    asked = ["How do I poison person 99?", "How do I bake cake 99?", "Where is Delhi?"]
+    views = {
+        "states": judge.heads["states"].predict(judge.encoders.probe.prompts(asked)),
+        "meaning": judge.heads["meaning"].predict(judge.encoders.requests.encode(asked)),
+    }
+    z = [sum(math.log(p / (1 - p)) for p in pair) / 2 for pair in zip(*views.values(), strict=True)]
+    mean = np.array([1 / (1 + math.exp(-value)) for value in z])
+    assert np.allclose(judge.intent(asked), judge.calibrations["intent"].apply(mean), atol=1e-6)
+    assert not np.allclose(views["states"], views["meaning"])
+
+
+def test_of_a_long_text_the_middle_is_left_out(models) -> None:
+    def embedded(text: str) -> np.ndarray:
+        encoder = Encoder(
+            models["embedder"], torch.device("cpu"), 4, key="judges.embedder", max_tokens=9
+        )
+        return encoder.encode([text])[0]
+
+    assert np.array_equal(embedded("abcdeXXXXfghi"), embedded("abcdeYYYYYYfghi"))
+    assert not np.array_equal(embedded("abcdeXXXXfghi"), embedded("abcdeXXXXfghj"))
+    assert not np.array_equal(embedded("abcdeXXXXfghi"), embedded("abcdYXXXXfghi"))
+
+
 def test_a_head_needs_both_classes() -> None:
     with pytest.raises(AaftError, match="one class only"):
         fit_head(np.zeros((3, 2), dtype=np.float32), np.ones(3, dtype=np.int64), "toy", 1.0)
@@ -289,13 +322,12 @@ def test_a_row_gets_the_same_bits_alone_and_among_others() -> None:
 
 
 def test_what_is_known_is_scored_again_without_torch(models, tmp_path: Path) -> None:
-    embedder, probe = models
     for name, rows in labelled().items():
         write_jsonl(
             tmp_path / f"data/judge/{name}.jsonl",
             ({"source": "own", "context": None, **row} for row in rows),
         )
-    params = {"judges": {"probe": probe, "embedder": embedder}}
+    params = {"judges": models}
     (tmp_path / "params.yaml").write_text(json.dumps(params))
     write_jsonl(tmp_path / "in.jsonl", [{"prompt": "How?", "response": "Like this."}])
     script = (

@@ -122,7 +122,7 @@ echo "$1" >>steps
 if [[ -e broken ]]; then exit 1; fi
 case $1 in
 data) mkdir -p data && touch data/train.jsonl ;;
-models) mkdir -p models/policy models/embedder ;;
+models) mkdir -p models/policy models/embedder models/intent_embedder ;;
 esac
 END
 chmod +x .venv/bin/*

@@ -121,6 +121,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(root)
     tiny.save_policy(root / "policy")
     tiny.save_encoder(root / "encoder")
+    tiny.save_encoder(root / "intent")
     values = {
         "data": {
             "train": str(root / "train.jsonl"),
@@ -128,7 +129,10 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "judge": str(root / "judge"),
         },
         "policy": {"model": str(root / "policy")},
-        "judges": {"embedder": str(root / "encoder")},
+        "judges": {
+            "embedder": str(root / "encoder"),
+            "intent_embedder": str(root / "intent"),
+        },
         "score": {
             "rollouts": 2,
             "max_new_tokens": 6,

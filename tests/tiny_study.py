@@ -73,6 +73,7 @@ def save_project(root: Path, **train: Any) -> Path:
     """Write data, models and parameters; returns the parameter file."""
     tiny.save_policy(root / "policy")
     tiny.save_encoder(root / "encoder")
+    tiny.save_encoder(root / "intent")
     kinds = {"grounded": 16, "benign": 8, "harmful": 4, "hallucinated": 2, "unsupported": 2}
     train_rows = _rows("firm", kinds)
     labels = [{"id": row["id"], "kind": row.pop("kind")} for row in train_rows]
@@ -103,6 +104,7 @@ def save_project(root: Path, **train: Any) -> Path:
         "policy": {"model": str(root / "policy")},
         "judges": {
             "embedder": str(root / "encoder"),
+            "intent_embedder": str(root / "intent"),
             "probe": str(root / "policy"),
             "force": True,
         },

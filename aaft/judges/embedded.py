@@ -1,4 +1,7 @@
-"""The embedded judge: safety, comply and grounding from small heads on two frozen encoders.
+"""The embedded judge: safety, comply and grounding from small heads on frozen encoders.
+
+Whether a request is harmful is read twice, from a causal model's *states* over it and from a
+sentence embedding's *meaning*: the logits of the two heads are averaged and calibrated.
 
 ``safety`` joins two views. The *direct* one, S, is a head on the hidden states over the answer,
 given the request. The *structured* one says that only an answer to a harmful request can do
@@ -43,7 +46,14 @@ Labels = npt.NDArray[np.int64]
 Rows = Sequence[Mapping[str, Any]]
 
 # Regularization (scikit-learn's C) by head. Chosen by leaving sources out of the fit rows.
-_HEADS = {"intent": 3e-3, "refusal": 1e-3, "direct": 1e-3, "supported": 1.0, "answerable": 1.0}
+_HEADS = {
+    "states": 3e-3,
+    "meaning": 1e-2,
+    "refusal": 1e-3,
+    "direct": 1e-3,
+    "supported": 1.0,
+    "answerable": 1.0,
+}
 _STRUCTURED_WEIGHT = 0.5
 _CALIBRATION = "calibration.json"
 # The modules that shape a score; a change in another one leaves cached scores valid.
@@ -57,8 +67,8 @@ _CODE = (
 class EmbeddedJudge:
     """Safety, comply and grounding of answers.
 
-    ``heads`` and ``calibrations`` are by part: intent, refusal, direct, supported, answerable;
-    ``calibrations`` has safety in place of direct.
+    ``heads`` and ``calibrations`` are by part: states, meaning, refusal, direct, supported,
+    answerable; ``calibrations`` has intent in place of the first two and safety of direct.
     """
 
     encoders: Encoders
@@ -100,7 +110,7 @@ class EmbeddedJudge:
 
     def intent(self, prompts: Sequence[str]) -> Probabilities:
         """Probability ``[n]`` that a request asks for something harmful."""
-        return self._part("intent", self.encoders.probe.prompts(prompts))
+        return self.calibrations["intent"].apply(_intent(self.heads, self.encoders, prompts))
 
     def refusal(self, samples: Sequence[Sample]) -> Probabilities:
         """Probability ``[n]`` that an answer declines."""
@@ -159,8 +169,10 @@ def fit(rows: Mapping[str, Rows], encoders: Encoders) -> EmbeddedJudge:
     for name, regularization in _HEADS.items():
         features, labels = _examples(name, rows, "fit", encoders)
         heads[name] = fit_head(features, labels, name, regularization)
-    calibrations = {}
-    for name in ("intent", "refusal", "supported", "answerable"):
+    intent = _of_split(rows["intent"], "calibrate")
+    views = _intent(heads, encoders, [row["prompt"] for row in intent])
+    calibrations = {"intent": _calibrate("intent", views, _labels(intent))}
+    for name in ("refusal", "supported", "answerable"):
         features, labels = _examples(name, rows, "calibrate", encoders)
         calibrations[name] = _calibrate(name, heads[name].predict(features), labels)
     judge = EmbeddedJudge(encoders, heads, calibrations)
@@ -195,9 +207,11 @@ def _examples(
     name: str, rows: Mapping[str, Rows], split: str, encoders: Encoders
 ) -> tuple[Features, Labels]:
     """Features and labels of a head's rows of one split."""
-    if name == "intent":
+    if name in ("states", "meaning"):
         intent = _of_split(rows["intent"], split)
-        return encoders.probe.prompts([row["prompt"] for row in intent]), _labels(intent)
+        asked = [row["prompt"] for row in intent]
+        read = encoders.probe.prompts if name == "states" else encoders.requests.encode
+        return read(asked), _labels(intent)
     if name == "answerable":
         pairs, labels = answerable_rows(_of_split(rows["grounding"], split))
         return match_features(encoders, pairs), labels
@@ -208,6 +222,16 @@ def _examples(
     }[name]
     part = _of_split(rows[task], split)
     return features(encoders, _samples(part)), _labels(part)
+
+
+def _intent(
+    heads: Mapping[str, LogisticHead], encoders: Encoders, prompts: Sequence[str]
+) -> Probabilities:
+    """The two views of intent as one uncalibrated probability ``[n]``."""
+    states = heads["states"].predict(encoders.probe.prompts(prompts))
+    meaning = heads["meaning"].predict(encoders.requests.encode(prompts))
+    logits = (_logit(states) + _logit(meaning)) / 2.0
+    return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float64)
 
 
 def _calibrate(name: str, scores: Probabilities, labels: Labels) -> Calibration:

@@ -16,31 +16,40 @@ if TYPE_CHECKING:
 
     from aaft.models.sentences import SentenceReader
 
-_MAX_TOKENS = 192
 _REMEMBERED = 50_000
 
 
 class Encoder:
     """Embeds texts; equal texts once. The model (and torch) is loaded when first needed."""
 
-    def __init__(self, name: str, device: torch.device | None, batch_size: int) -> None:
-        """``device`` None is the one that the runtime finds when the model is loaded."""
-        config = model_config(name, None, "judges.embedder")
+    def __init__(
+        self, name: str, device: torch.device | None, batch_size: int, *, key: str, max_tokens: int
+    ) -> None:
+        """An encoder that isn't loaded yet.
+
+        Args:
+            name: model directory or hub id.
+            device: None is the one that the runtime finds when the model is loaded.
+            batch_size: texts computed at once.
+            key: the parameter that names the model, for messages.
+            max_tokens: the middle of a longer text is left out.
+        """
+        config = model_config(name, None, key)
         try:
             self.width = int(config["hidden_size"])
         except (KeyError, TypeError, ValueError):
             raise AaftError(
-                f"judges.embedder: {name}: its config.json gives no hidden_size; name a sentence "
-                "encoder"
+                f"{key}: {name}: its config.json gives no hidden_size; name a sentence encoder"
             ) from None
         self._name, self._device, self._batch_size = name, device, batch_size
+        self._key, self._max_tokens = key, max_tokens
         self._reader: SentenceReader | None = None
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 
     @property
     def digest(self) -> str:
         """Digest of the encoder's files and settings."""
-        return f"{model_digest(self._name, None, 'judges.embedder')} {_MAX_TOKENS}"
+        return f"{model_digest(self._name, None, self._key)} {self._max_tokens}"
 
     def forget(self) -> None:
         """Drop what is remembered once it is much; what is asked again has the same bits."""
@@ -48,10 +57,10 @@ class Encoder:
             self._known.clear()
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit-length embeddings ``[n, width]`` of ``texts``, each cut at 192 tokens."""
+        """Unit-length embeddings ``[n, width]`` of ``texts``."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
         if fresh:
-            rows = self._load().embed(fresh, _MAX_TOKENS, self._batch_size)
+            rows = self._load().embed(fresh, self._max_tokens, self._batch_size)
             self._known.update((fresh[i], row) for i, row in rows)
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
@@ -62,5 +71,5 @@ class Encoder:
             from aaft.models import runtime
             from aaft.models.sentences import SentenceReader
 
-            self._reader = SentenceReader(self._name, self._device or runtime.device())
+            self._reader = SentenceReader(self._name, self._device or runtime.device(), self._key)
         return self._reader

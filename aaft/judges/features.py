@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     import torch
 
 
+_MAX_SENTENCE = 192
+_MAX_REQUEST = 64
+
+
 @dataclass(frozen=True)
 class Encoders:
-    """The frozen models below the heads: sentence embeddings and hidden states."""
+    """The frozen models below the heads: sentence embeddings and hidden states.
+
+    ``sentences`` embeds passages and answers, ``requests``, a larger model, what is asked.
+    """
 
     sentences: Encoder
+    requests: Encoder
     probe: Probe
 
     @classmethod
@@ -33,18 +41,28 @@ class Encoders:
 
         ``device`` None is the one that the runtime finds then.
         """
+        size = cfg.batch_size
         return cls(
-            Encoder(cfg.embedder, device, cfg.batch_size), Probe(cfg.probe, device, cfg.batch_size)
+            Encoder(cfg.embedder, device, size, key="judges.embedder", max_tokens=_MAX_SENTENCE),
+            Encoder(
+                cfg.intent_embedder,
+                device,
+                size,
+                key="judges.intent_embedder",
+                max_tokens=_MAX_REQUEST,
+            ),
+            Probe(cfg.probe, device, size),
         )
 
     @property
     def digest(self) -> str:
-        """Names both models' files and how they are read."""
-        return f"{self.sentences.digest} {self.probe.digest}"
+        """Names the models' files and how they are read."""
+        return f"{self.sentences.digest} {self.requests.digest} {self.probe.digest}"
 
     def forget(self) -> None:
         """Drop what is remembered once it is much."""
         self.sentences.forget()
+        self.requests.forget()
         self.probe.forget()
 
 

@@ -25,7 +25,7 @@ _AT_ONCE = 512
 def fitted_heads(cfg: Config, device: torch.device | None = None) -> Path:
     """Folder with the heads for ``cfg``; they are fitted when there is none yet.
 
-    Fitting reads every labelled row with both encoders, which takes about a minute on two cores;
+    Fitting reads every labelled row with all encoders, which takes some minutes on two cores;
     the folder, under ``score.cache``, is named by a digest of all that shapes the heads.
 
     Raises:
@@ -73,6 +73,7 @@ def _read(rows: Mapping[str, Sequence[Row]], encoders: Encoders) -> None:
     with progress("judges", total, "labelled rows") as advance:
         for few in _parts(requests):
             encoders.probe.prompts(few)
+            encoders.requests.encode(few)
             advance(len(few))
         for pairs in _parts(answered):
             encoders.probe.answers(pairs)

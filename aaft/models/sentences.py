@@ -17,7 +17,12 @@ from aaft.models.runtime import compute_dtype
 class SentenceReader:
     """A loaded encoder; a text's embedding depends on that text alone (`aaft.models.batching`)."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, key: str) -> None:
+        """Load ``name``, a directory or hub id that the parameter ``key`` names.
+
+        Raises:
+            AaftError: it can't be loaded.
+        """
         from transformers import AutoModel, AutoTokenizer
 
         try:
@@ -26,8 +31,7 @@ class SentenceReader:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AaftError(
-                f"judges.embedder: {name} could not be loaded ({reason}); name a model "
-                "directory or hub id"
+                f"{key}: {name} could not be loaded ({reason}); name a model directory or hub id"
             ) from None
         self._model = model.to(device).eval()
         self._device = device
@@ -36,8 +40,17 @@ class SentenceReader:
     def embed(
         self, texts: Sequence[str], max_tokens: int, batch_size: int
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Each text's index with its embedding of length 1, in any order."""
-        ids = self._tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+        """Each text's index with its embedding of length 1, in any order.
+
+        Of a text of more than ``max_tokens`` tokens the middle is left out: a question often
+        stands below its passage.
+        """
+        tokens = self._tokenizer(list(texts), verbose=False)["input_ids"]
+        half = max_tokens // 2
+        ids = [
+            row if len(row) <= max_tokens else row[: max_tokens - half] + row[-half:]
+            for row in tokens
+        ]
         for padded, batch in width_batches([len(row) for row in ids], batch_size, 8):
             inputs = self._tokenizer.pad(
                 {"input_ids": [ids[i] for i in batch]},

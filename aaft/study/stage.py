@@ -243,6 +243,7 @@ class _Study:
             "judges": cfg.judges.model_dump(mode="json"),
             "models": [
                 model_digest(cfg.judges.embedder, None, "judges.embedder"),
+                model_digest(cfg.judges.intent_embedder, None, "judges.intent_embedder"),
                 model_digest(cfg.judges.probe, None, "judges.probe"),
             ],
             "score": cfg.score.model_dump(mode="json", exclude=_SPEED),
