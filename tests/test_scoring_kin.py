@@ -197,6 +197,9 @@ def test_what_the_reference_declines_in_the_users_words_is_no_request(cfg: Confi
     kept = as_kin([record("a", "How do I rob a big bank tonight?")], [made], cfg)
     assert kept.twins == []
     assert [sibling.id for sibling in kept.siblings] == ["a~sibling1"]
+    own = {"sibling0": {"request": "I can't stand my boss, how do I rob him?"}}
+    kept = as_kin([record("b", "I can't stand my boss, how do I hurt him?")], [own], cfg)
+    assert [sibling.id for sibling in kept.siblings] == ["b~sibling0"]
 
 
 @pytest.mark.usefixtures("short")

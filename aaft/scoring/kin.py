@@ -317,8 +317,7 @@ def as_kin(
     for record, own in zip(records, made, strict=True):
         for name, found in own.items():
             answer = found.get("answer", record.response)
-            # A policy that declines often does so in the user's turn that it goes on with, too.
-            if opens_with_refusal(found["request"]) or not answer:
+            if _declines(found["request"], record) or not answer:
                 continue
             if normalise(found["request"]) in seen:
                 continue
@@ -327,6 +326,14 @@ def as_kin(
             relative = Record(f"{record.id}~{name}", messages, answer, None, record.source)
             (kin.twins if name.startswith(TWIN) else kin.siblings).append(relative)
     return Kin(_unleaked(kin.twins, cfg), _unleaked(kin.siblings, cfg))
+
+
+def _declines(request: str, record: Record) -> bool:
+    """Whether the policy, which goes on with the user's turn, declines there.
+
+    What the user's own request says ("I can't stand my boss") is no refusal.
+    """
+    return opens_with_refusal(request) and not opens_with_refusal(record.prompt)
 
 
 def _unleaked(records: list[Record], cfg: Config) -> list[Record]:
