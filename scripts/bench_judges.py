@@ -97,6 +97,7 @@ def plain_sentences(cfg: Config, samples: list[Sample]) -> Callable[[], None]:
         return SentenceTransformer(modules=[word, Pooling(word.get_word_embedding_dimension())])
 
     model, larger = plain(cfg.judges.embedder), plain(cfg.judges.intent_embedder)
+    larger.max_seq_length = 64  # as much of a request as ours reads
 
     def run() -> None:
         for start in range(0, len(samples), 32):

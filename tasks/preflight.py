@@ -35,6 +35,7 @@ def check_inputs(cfg: Config, pipeline: Path) -> None:
         stages = pipeline.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise AaftError(f"{pipeline}: no such file; run from the project's root") from None
+    named: dict[str, str] = {}
     for key, value in {
         "data.train": cfg.data.train,
         "policy.model": cfg.policy.model,
@@ -42,8 +43,16 @@ def check_inputs(cfg: Config, pipeline: Path) -> None:
         "judges.intent_embedder": cfg.judges.intent_embedder,
     }.items():
         line = f"- ${{{key}}}"
-        if not Path(value).exists() and line in stages:
+        if line not in stages:
+            continue
+        if not Path(value).exists():
             raise AaftError(
                 f"{key}: {value} is not a path here, and DVC hashes only files: for a hub id "
                 f"delete every line `{line}` from {pipeline}"
             )
+        if value in named:
+            raise AaftError(
+                f"{key}: {value} is {named[value]} too, and DVC refuses to name one path twice: "
+                f"delete every line `{line}` from {pipeline}"
+            )
+        named[value] = key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel
 
 from aaft.errors import AaftError
@@ -167,7 +170,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "embedder": str(tiny.save_encoder(folder / "e")),
-        "intent_embedder": str(tiny.save_encoder(folder / "i")),
+        "intent_embedder": str(tiny.save_mpnet(folder / "i")),
         "probe": str(tiny.save_policy(folder / "p")),
     }
 
@@ -191,12 +194,21 @@ def test_features_depend_on_their_row_alone(models) -> None:
     answers = together.probe.answers(ASKED)
     prompts = together.probe.prompts([prompt for prompt, _ in ASKED])
     texts = together.sentences.encode([response for _, response in ASKED])
+    asked = together.requests.encode([prompt for prompt, _ in ASKED])
     assert answers.shape == prompts.shape == (5, together.probe.width)
     alone = encoders(models, 1)
     for i, (prompt, response) in enumerate(reversed(ASKED)):
         assert np.array_equal(alone.probe.answers([(prompt, response)])[0], answers[4 - i])
         assert np.array_equal(alone.probe.prompts([prompt])[0], prompts[4 - i])
         assert np.array_equal(alone.sentences.encode([response])[0], texts[4 - i])
+        assert np.array_equal(alone.requests.encode([prompt])[0], asked[4 - i])
+
+
+def test_every_model_shapes_the_digest(models) -> None:
+    digests = {encoders(models, 4).digest}
+    digests.add(encoders({**models, "embedder": models["intent_embedder"]}, 4).digest)
+    digests.add(encoders({**models, "intent_embedder": models["embedder"]}, 4).digest)
+    assert len(digests) == 3
 
 
 def test_features_of_an_answer_are_those_of_the_whole_text(models) -> None:
@@ -292,16 +304,37 @@ def test_intent_is_the_mean_of_both_views_logits(models) -> None:
     assert not np.allclose(views["states"], views["meaning"])
 
 
-def test_of_a_long_text_the_middle_is_left_out(models) -> None:
-    def embedded(text: str) -> np.ndarray:
-        encoder = Encoder(
-            models["embedder"], torch.device("cpu"), 4, key="judges.embedder", max_tokens=9
-        )
-        return encoder.encode([text])[0]
+def middle_cut(folder: str, text: str, most: int = 9) -> np.ndarray:
+    encoder = Encoder(folder, torch.device("cpu"), 4, key="judges.embedder", max_tokens=most)
+    return encoder.encode([text])[0]
 
-    assert np.array_equal(embedded("abcdeXXXXfghi"), embedded("abcdeYYYYYYfghi"))
-    assert not np.array_equal(embedded("abcdeXXXXfghi"), embedded("abcdeXXXXfghj"))
-    assert not np.array_equal(embedded("abcdeXXXXfghi"), embedded("abcdYXXXXfghi"))
+
+def test_of_a_long_text_the_middle_is_left_out(models) -> None:
+    whole = middle_cut(models["embedder"], "abcdeXXXXfghi")
+    assert np.array_equal(whole, middle_cut(models["embedder"], "abcdeYYYYYYfghi"))
+    assert not np.array_equal(whole, middle_cut(models["embedder"], "abcdeXXXXfghj"))
+    assert not np.array_equal(whole, middle_cut(models["embedder"], "abcdYXXXXfghi"))
+
+
+def test_a_tokenizer_that_cuts_and_pads_by_itself_does_not(models, tmp_path: Path) -> None:
+    """As those of published sentence encoders do; the special tokens stay at both ends."""
+    shutil.copytree(models["embedder"], tmp_path / "e")
+    fast = Tokenizer.from_file(str(tmp_path / "e/tokenizer.json"))
+    fast.post_processor = TemplateProcessing(
+        single="a $A z", special_tokens=[(letter, fast.token_to_id(letter)) for letter in "az"]
+    )
+    fast.enable_truncation(8)
+    fast.enable_padding(length=8)
+    fast.save(str(tmp_path / "e/tokenizer.json"))
+    assert np.array_equal(
+        middle_cut(str(tmp_path / "e"), "bcdeXXXXfgh"),
+        middle_cut(models["embedder"], "abcdeXXXfghz"),
+    )
+
+
+def test_an_encoder_of_short_texts_is_refused(models) -> None:
+    with pytest.raises(AaftError, match=r"judges.embedder: .* reads 512 tokens at most"):
+        middle_cut(models["embedder"], "abc", 511)
 
 
 def test_a_head_needs_both_classes() -> None:

@@ -79,6 +79,27 @@ def save_encoder(folder: Path) -> Path:
     return folder
 
 
+def save_mpnet(folder: Path) -> Path:
+    """Write a tiny MPNet encoder, which adds a relative bias, as a Hugging Face directory."""
+    import torch
+    from transformers import MPNetConfig, MPNetModel
+
+    torch.manual_seed(3)
+    fast = tokenizer()
+    MPNetModel(
+        MPNetConfig(
+            vocab_size=len(fast),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=514,
+        )
+    ).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
 def of_two_minds(seed: int = 15) -> Any:
     """A policy that says "s" or "u" at every step, and nothing else.
 

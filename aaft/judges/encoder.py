@@ -60,7 +60,7 @@ class Encoder:
         """Unit-length embeddings ``[n, width]`` of ``texts``."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
         if fresh:
-            rows = self._load().embed(fresh, self._max_tokens, self._batch_size)
+            rows = self._load().embed(fresh, self._batch_size)
             self._known.update((fresh[i], row) for i, row in rows)
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32)
@@ -71,5 +71,6 @@ class Encoder:
             from aaft.models import runtime
             from aaft.models.sentences import SentenceReader
 
-            self._reader = SentenceReader(self._name, self._device or runtime.device(), self._key)
+            device = self._device or runtime.device()
+            self._reader = SentenceReader(self._name, device, self._key, self._max_tokens)
         return self._reader

@@ -61,7 +61,9 @@ def _read(rows: Mapping[str, Sequence[Row]], encoders: Encoders) -> None:
     Part by part, to show how far it is; `fit` then finds it remembered.
     """
     fitting = {name: [row for row in part if row["split"] != "test"] for name, part in rows.items()}
-    requests = [row["prompt"] for row in fitting["intent"]]
+    # Calibrating safety asks for the intent of its requests too.
+    judged = [row for row in fitting["safety"] if row["split"] == "calibrate"]
+    requests = list(dict.fromkeys(row["prompt"] for row in [*fitting["intent"], *judged]))
     # Answers to one request in one part: it is read once for all of them.
     answered = sorted(
         (row["prompt"], row["response"]) for name in ("refusal", "safety") for row in fitting[name]

