@@ -22,6 +22,7 @@ from aaft.data.separation import NEAR, Taken, check_disjoint
 from aaft.data.similarity import Index
 from aaft.data.sources import REQUEST, Grounded, as_question
 from aaft.data.status import status
+from aaft.data.study_set import OWN, REFUSED
 from aaft.data.text import normalise
 from aaft.data.wheels import DEFAULT_FOLDER, PINS, Pin, Wheels, verify
 from aaft.errors import AaftError
@@ -358,11 +359,13 @@ def test_real_general_rows_and_validation_prompts_are_unknown_to_the_judges_fit(
 def test_real_alignment_rows_teach_all_four_things(real):
     rows = read_jsonl(real.out / "study/align.jsonl")
     assert Counter(row["kind"] for row in rows) == {
-        "refusal": 160,
+        "refusal": 320,
         "benign": 60,
-        "grounded": 100,
-        "unanswerable": 60,
+        "grounded": 160,
+        "unanswerable": 110,
     }
+    assert Counter(row["source"] for row in rows if row["kind"] == "refusal") == REFUSED
+    assert len(read_jsonl(real.out / "study/own.jsonl")) == OWN
     answers = {
         kind: {r["messages"][1]["content"] for r in rows if r["kind"] == kind}
         for kind in ("refusal", "unanswerable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from aaft.io import read_json, write_jsonl
 from aaft.models.fingerprint import model_digest
 from aaft.models.policy import load_policy
 from aaft.study import start
+from aaft.study.config import PRESETS
 from aaft.tuning.trainer import Trainer
 from tests import tiny
 
@@ -47,8 +49,7 @@ def config(root: Path, **train) -> Config:
         {
             "data": {"bench": root / "data/bench"},
             "policy": {"model": str(root / "policy")},
-            "train": {"rows_per_step": 10, "learning_rate": 1e-2, "lora": {"r": 2, "alpha": 4}}
-            | train,
+            "train": {"lora": {"r": 2, "alpha": 4}} | train,
         }
     )
 
@@ -64,7 +65,7 @@ def test_it_is_a_model_that_learned_and_a_report(project, out) -> None:
     # The tiny policy ends no request, so it makes no twins.
     rows = {"benign": 2, "grounded": 1, "own": 2, "refusal": 2, "begun": 2, "twin": 0}
     assert report["rows"] == rows
-    assert report["steps"] == start.EPOCHS
+    assert report["steps"] == start.EPOCHS * math.ceil(9 / start.ROWS_PER_STEP)
     assert report["loss_last"] < report["loss_first"]
     before, after = (
         load_policy(str(folder), torch.device("cpu"), torch.bfloat16)
@@ -83,6 +84,28 @@ def test_the_same_inputs_are_not_trained_again(project, out, monkeypatch) -> Non
     # What gating needs doesn't touch plain supervised training.
     start.run(config(project, gate={"eta": 1.0}), out)
     assert model_digest(str(out), None, "policy.model") == digest
+
+
+def test_it_learns_as_the_studys_methods_do(project, tmp_path, monkeypatch) -> None:
+    seen = []
+
+    class Spy(Trainer):
+        def __init__(self, model, examples, cfg, seed) -> None:
+            seen.append((cfg.epochs, cfg.rows_per_step, cfg.learning_rate))
+            super().__init__(model, examples, cfg, seed)
+
+    monkeypatch.setattr(start, "Trainer", Spy)
+    cfg = config(project, rows_per_step=9, learning_rate=1.0, epochs=7)
+    start.run(cfg, tmp_path / "start")
+    methods = PRESETS["small"].train
+    assert seen == [(1, methods["rows_per_step"], methods["learning_rate"])]
+
+
+def test_other_benchmarks_make_another_start(project, out, tmp_path) -> None:
+    cfg = copy_of(project, tmp_path)
+    assert start.run(cfg, tmp_path / "start")["inputs"] == read_json(out / "report.json")["inputs"]
+    write_jsonl(tmp_path / "data/bench/benign.jsonl", [{"id": "b"}])
+    assert start._inputs(cfg, cfg.train) != start._inputs(config(project), cfg.train)
 
 
 def test_the_same_inputs_give_the_same_bytes(project, out) -> None:

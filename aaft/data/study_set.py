@@ -28,11 +28,12 @@ from aaft.data.sources import Grounded, Pair
 from aaft.data.text import bucket, opaque_id, ranked, unique
 from aaft.data.wheels import Wheels
 
-HARMFUL = 160
-OWN = 240
+REFUSED = {"harmbench": 60, "advbench": 80, "rho-pairs": 40, "contrast": 140}
+"""Harmful requests of the aligned start by source."""
+OWN = 360
 BENIGN = 60
-ANSWERED = 100
-UNANSWERED = 60
+ANSWERED = 160
+UNANSWERED = 110
 GENERAL = 600
 VALID = 60
 QUESTIONS = ANSWERED + UNANSWERED + 2 * VALID
@@ -193,21 +194,21 @@ def _align(wheels: Wheels, pools: Pools, taken: Taken, apart: Taken) -> Rows:
 
 
 def _requests(wheels: Wheels, taken: Taken, apart: Taken) -> list[tuple[str, str]]:
-    """Harmful requests with their source, as many of each; the twins have the form of questions."""
-    groups = (
-        ("harmbench", sources.harmbench(wheels)),
-        ("advbench", sources.advbench(wheels)),
-        ("rho-pairs", [bad.prompt for _, bad in sources.rho_pairs(wheels)]),
-        ("contrast", [r.prompt for r in contrast_prompts() if r.harmful and not _unfitted(r.act)]),
-    )
+    """Harmful requests with their source; the pairs' have the form of questions."""
+    groups = {
+        "harmbench": sources.harmbench(wheels),
+        "advbench": sources.advbench(wheels),
+        "rho-pairs": [bad.prompt for _, bad in sources.rho_pairs(wheels)],
+        "contrast": [r.prompt for r in contrast_prompts() if r.harmful and not _unfitted(r.act)],
+    }
     chosen: list[tuple[str, str]] = []
-    for source, texts in groups:
+    for source, texts in groups.items():
         free = [
             text
             for text in ranked(texts, "align", lambda text: text)
             if len(text) <= MAX_HARMFUL_PROMPT and taken.free(text) and apart.free(text)
         ]
-        chosen += [(source, text) for text in free[: HARMFUL // len(groups)]]
+        chosen += [(source, text) for text in free[: REFUSED[source]]]
     return chosen
 
 

@@ -90,7 +90,12 @@ class StudyConfig(Section):
 
 # With which plain fine-tuning learns its task on a few hundred rows. Of 8 and 4 rows a step at
 # 0.0005, and 4 at 0.001, the last has the best F1 on the validation prompts (docs/study.md).
-_TRAIN: Mapping[str, JsonValue] = {"rows_per_step": 4, "learning_rate": 1e-3}
+ROWS_PER_STEP = 4
+LEARNING_RATE = 1e-3
+_TRAIN: Mapping[str, JsonValue] = {
+    "rows_per_step": ROWS_PER_STEP,
+    "learning_rate": LEARNING_RATE,
+}
 
 PRESETS: Mapping[str, StudyConfig] = {
     # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16).

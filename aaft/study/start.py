@@ -9,7 +9,10 @@ learns from
 - the refusals once more, each after `BEGUN` beginnings of what the policy itself says to the
   request now (arXiv:2406.05946). A start that an opening undoes has nothing there to preserve.
 
-None of these rows is near a benchmark prompt.
+None of these rows is near a benchmark prompt. Learning rate and rows a step are those of the
+study's methods, and it is one epoch, whatever ``params.yaml`` says of them: at half that rate and
+16 rows a step the policy hardly learned to tell harmful requests from harmless ones, and what isn't
+there can't be preserved (docs/study.md).
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from aaft.models.policy import (
 )
 from aaft.progress import progress
 from aaft.scoring.kin import KinWork, as_kin
+from aaft.study.config import LEARNING_RATE, ROWS_PER_STEP
 from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
 from aaft.study.signal import plain_examples
 from aaft.tuning.examples import Example
@@ -48,7 +52,7 @@ from aaft.tuning.recovery import recovery_prefixes
 from aaft.tuning.stage import prepare_model
 from aaft.tuning.trainer import Trainer
 
-EPOCHS = 2
+EPOCHS = 1
 OWN_TOKENS = 64
 """Most tokens of an own answer; its last whole sentence is where it ends."""
 OWN_CHARACTERS = 240
@@ -82,7 +86,13 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     rows = read_rows(folder / "align.jsonl")
     asked = read_requests(folder / "own.jsonl")
     train = cfg.train.model_copy(
-        update={"method": "sft", "epochs": EPOCHS, "lora": cfg.train.lora or LoraSettings()}
+        update={
+            "method": "sft",
+            "epochs": EPOCHS,
+            "rows_per_step": ROWS_PER_STEP,
+            "learning_rate": LEARNING_RATE,
+            "lora": cfg.train.lora or LoraSettings(),
+        }
     )
     inputs = _inputs(cfg, train)
     known = _known(out)
@@ -224,6 +234,9 @@ def _inputs(cfg: Config, train: TrainConfig) -> str:
             file_digest(cfg.data.bench.parent / "study" / name)
             for name in ("align.jsonl", "own.jsonl")
         ],
+        # Twins near to a benchmark are left out.
+        "benchmarks": {path.name: file_digest(path) for path in sorted(cfg.data.bench.glob("*"))},
+        "contamination": cfg.validate_.contamination_threshold,
         "code": {path.relative_to(package).as_posix(): file_digest(path) for path in code},
         "packages": library_versions(),
     }
