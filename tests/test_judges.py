@@ -170,7 +170,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "embedder": str(tiny.save_encoder(folder / "e")),
-        "intent_embedder": str(tiny.save_mpnet(folder / "i")),
+        "intent_embedder": str(tiny.save_encoder(folder / "i", "mpnet")),
         "probe": str(tiny.save_policy(folder / "p")),
     }
 

@@ -58,42 +58,28 @@ def save_policy(folder: Path) -> Path:
     return folder
 
 
-def save_encoder(folder: Path) -> Path:
-    """Write a tiny BERT encoder as a Hugging Face directory."""
+def save_encoder(folder: Path, kind: str = "bert") -> Path:
+    """Write a tiny encoder as a Hugging Face directory.
+
+    ``kind``: "bert", or "mpnet", which adds a relative bias and counts positions from 2 on.
+    """
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
 
     torch.manual_seed(1)
     fast = tokenizer()
-    BertModel(
-        BertConfig(
+    config, model, positions = {
+        "bert": (BertConfig, BertModel, 512),
+        "mpnet": (MPNetConfig, MPNetModel, 514),
+    }[kind]
+    model(
+        config(
             vocab_size=len(fast),
             hidden_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=32,
-            max_position_embeddings=512,
-        )
-    ).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
-
-
-def save_mpnet(folder: Path) -> Path:
-    """Write a tiny MPNet encoder, which adds a relative bias, as a Hugging Face directory."""
-    import torch
-    from transformers import MPNetConfig, MPNetModel
-
-    torch.manual_seed(3)
-    fast = tokenizer()
-    MPNetModel(
-        MPNetConfig(
-            vocab_size=len(fast),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=514,
+            max_position_embeddings=positions,
         )
     ).save_pretrained(folder)
     fast.save_pretrained(folder)
