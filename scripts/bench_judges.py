@@ -32,7 +32,7 @@ from aaft.data.records import Record, load_records
 from aaft.io import write_jsonl
 from aaft.judges.base import Sample, bare_prompt
 from aaft.judges.embedded import EmbeddedJudge
-from aaft.judges.features import Encoders
+from aaft.judges.features import MAX_REQUEST, Encoders
 from aaft.judges.fitted import fitted_heads
 from aaft.models import runtime
 from aaft.models.policy import load_codec, load_frozen, load_policy
@@ -97,7 +97,7 @@ def plain_sentences(cfg: Config, samples: list[Sample]) -> Callable[[], None]:
         return SentenceTransformer(modules=[word, Pooling(word.get_word_embedding_dimension())])
 
     model, larger = plain(cfg.judges.embedder), plain(cfg.judges.intent_embedder)
-    larger.max_seq_length = 64  # as much of a request as ours reads
+    larger.max_seq_length = MAX_REQUEST  # as much of a request as ours reads
 
     def run() -> None:
         for start in range(0, len(samples), 32):

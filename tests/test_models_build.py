@@ -13,7 +13,6 @@ from aaft.data import wheels
 from aaft.data.wheels import Pin
 from aaft.errors import AaftError
 from aaft.io import file_digest
-from aaft.models import build as building
 from aaft.models.build import build
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -57,7 +56,7 @@ def test_an_archive_in_pieces_is_put_together(pieces: Path) -> None:
 
 
 def test_a_wrong_piece_leaves_nothing_behind(pieces: Path) -> None:
-    broken = pieces / f"{building._PIECES[2]}-0-py3-none-any.whl"
+    broken = pieces / f"{wheels.MPNET[2].package}-0-py3-none-any.whl"
     broken.write_bytes(b"something else")
     with pytest.raises(AaftError, match=r"part_003.*run make setup"):
         build(pieces, pieces / "models")

