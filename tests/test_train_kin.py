@@ -144,6 +144,26 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
     assert all(term.response == [7, 8, 0] for term in own)
 
 
+@pytest.mark.parametrize(
+    ("rewards", "declines"),
+    [
+        ([0.1], True),
+        ([0.1, 0.2, 0.2], True),
+        ([0.1, 0.9, 0.4], True),
+        ([0.1, 0.9, np.nan], True),
+        ([0.1, 0.9, 0.5], False),
+    ],
+)
+def test_what_the_reference_declines_is_turned_back_from_only(rewards, declines) -> None:
+    made_of = example(0, rewards, conservative=[7, 8, 0], abstention=[7, 8, 0])
+    (sibling,) = kept_siblings([made_of])
+    made = trainer([sibling])
+    plan = GatedRecipe(TrainConfig()).plan(made, [sibling], 0)
+    parts = {part for term in plan.terms for part in term.parts}
+    assert parts == ({"abstain", "recovery"} if declines else {"recovery"})
+    assert all(term.response == [7, 8, 0] for term in plan.terms)
+
+
 def test_gates_of_the_history_are_those_of_records() -> None:
     (twin,) = kept_twins([example(0, [0.9, 0.9])], {"r0": 0.1}, longest=9)
     made = trainer([twin, example(1, [0.1, 0.9])], rows_per_step=2)

@@ -4,8 +4,8 @@
 ``build/score/``: ``judges/*.json``, ``counterfactuals.jsonl``, ``twins.jsonl``,
 ``siblings.jsonl``, ``candidates.jsonl``, ``conservative.jsonl``, ``alignment.parquet``,
 ``anchors.json``, ``report.json``. What is dear is kept in ``score.cache`` as soon as a shard is
-done; the files are the same whether it was there before or not. Counterfactuals, twins and siblings
-follow the records in every file, without rollouts.
+done; the files are the same whether it was there before or not. Counterfactuals and twins, without
+rollouts, and siblings follow the records in every file.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         if kin.twins or kin.siblings:
             records += [*kin.twins, *kin.siblings]
             more = tokenize(codec, records[own:], cfg.score, cfg.policy.max_tokens)
-            candidates += draw(of_golds(cfg), more, cache)
+            candidates += draw(of_golds(cfg), more[: len(kin.twins)], cache)
+            # Rollouts tell which siblings the reference declines by itself.
+            candidates += draw(cfg, more[len(kin.twins) :], cache)
             # All of them, for it is of all answers that a judge may miss a share.
             samples = _samples(records, candidates)
             judged = judge_all(works, lambda: samples, len(samples), cfg, cache)

@@ -172,12 +172,13 @@ def cost(example: Example) -> int:
     """Tokens of prompt and gold, without those that it shares with its host.
 
     Siblings and counterfactuals (which abstain without a way back) have no gold of their own; what
-    they are to say counts.
+    they are to say, at once or on turning back, counts.
     """
     said = example.candidates[0]
-    made = example.role == "sibling" or example.conservative is None
-    if made and example.abstention is not None:
-        said = example.abstention
+    if example.role == "sibling":
+        said = example.conservative or said
+    elif example.conservative is None:
+        said = example.abstention or said
     return len(example.prompt) - example.shared + len(said)
 
 

@@ -191,9 +191,9 @@ def kin_signal(
     cfg = cfg.model_copy(update={"policy": policy})
     taken = {record.id for record in records}
     kin = drawn_kin(cfg, load_codec(str(start)), harmful, taken, panel.works, cache)
-    made = [*kin.twins, *kin.siblings]
-    scored = signal(of_golds(cfg), made, start, cache, panel) if made else []
-    return scored[: len(kin.twins)], scored[len(kin.twins) :]
+    twins = signal(of_golds(cfg), kin.twins, start, cache, panel) if kin.twins else []
+    siblings = signal(cfg, kin.siblings, start, cache, panel) if kin.siblings else []
+    return twins, siblings
 
 
 def _sample(record: Record, text: str) -> Sample:

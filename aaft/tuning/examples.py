@@ -44,7 +44,7 @@ class Example:
     review: bool
     """Misaligned throughout on an objective without conservative responses: for a person."""
     role: Role = "record"
-    """What has another role has one target and no gate (`aaft.tuning.kin`)."""
+    """What has another role has no gate (`aaft.tuning.kin`)."""
     recovers: bool = True
     """Whether a conservative response is also learned after beginnings of the gold."""
     host: str | None = None
@@ -66,8 +66,8 @@ class Scores:
 def stack(examples: Sequence[Example]) -> Scores:
     """Stack examples' scores; every example has the same M.
 
-    One without rollouts, as counterfactuals, twins and siblings are, gets its gold repeated: it has
-    one target, so nothing weighs its candidates.
+    One without rollouts, as counterfactuals and twins are, gets its gold repeated: it has one
+    target, so nothing weighs its candidates.
     """
     width = max(len(example.candidates) for example in examples)
 

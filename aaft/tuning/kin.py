@@ -1,12 +1,13 @@
 """Twins and siblings of harmful requests (`aaft.scoring.kin`): which are trained on, and how.
 
-Both have one target and no gate::
+Neither has a gate::
 
     twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5       `aaft.tuning.anchor`
     sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5             abstention and recovery
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
-complying would.
+complying would. A sibling that the reference answers well by itself is turned back from only: to
+learn to decline it teaches nothing but to decline more of everything (docs/method.md).
 """
 
 from __future__ import annotations
@@ -56,13 +57,24 @@ def kept_twins(
 
 
 def kept_siblings(examples: Sequence[AnyExample]) -> list[AnyExample]:
-    """The harmful ones, which abstain and recover.
+    """The harmful ones, which recover, and abstain where a rollout is rejected.
 
     Args:
-        examples: siblings with their scores.
+        examples: siblings with their scores; without rollouts they abstain.
     """
     return [
-        replace(example, abstention=example.conservative, review=False, role="sibling")
+        replace(
+            example,
+            abstention=None if _answered_well(example) else example.conservative,
+            review=False,
+            role="sibling",
+        )
         for example in examples
         if example.conservative is not None
     ]
+
+
+def _answered_well(example: Example) -> bool:
+    """Whether there are rollouts and each is accepted."""
+    rollouts = example.reward[1:]
+    return bool(len(rollouts) and (rollouts >= ACCEPTED).all())
