@@ -275,6 +275,23 @@ def test_gated_methods_alone_learn_from_kin_within_the_same_budget(method) -> No
         assert abs(spent(prepared) - sum(map(cost, MANY))) <= longest / 2 + 1
 
 
+def test_without_recovery_siblings_that_would_only_be_turned_back_from_take_no_budget() -> None:
+    turned = [scored(95, [0.1, 0.9, 0.9])]
+    assert [e.abstention for e in made("aaft", siblings=turned).examples if e.id == "r95"] in (
+        [],
+        [None],
+    )
+    assert list(made("aaft-norecovery", siblings=turned).examples) == EXAMPLES
+
+
+def test_a_sibling_costs_what_it_is_to_say_at_once_or_on_turning_back() -> None:
+    once, back = (
+        replace(scored(96, [0.1, *rollouts]), role="sibling", abstention=said)
+        for rollouts, said in (([0.2, 0.2], [20, 21, 22, 0]), ([0.9, 0.9], None))
+    )
+    assert cost(once) == cost(back) == len(once.prompt) + 4
+
+
 def test_without_counterfactuals_that_abstain_rows_stay_as_they_are() -> None:
     assert list(made("aaft", counterfactuals=SWAPPED[3:]).examples) == EXAMPLES
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aaft.config import Config
+from aaft.config import Config, ObjectiveSettings
 from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.io import write_jsonl
@@ -179,10 +179,12 @@ def test_kin_of_what_is_rejected_as_unsafe_are_scored_like_rows(cfg, start, monk
     refusals = {twin.id: float(worst(twin.declining["safety"].quality[None])[0])}
     assert [
         len(kept_twins([twin], refusals, longest=4)),
-        len(kept_siblings([sibling])),
+        len(kept_siblings([sibling], ObjectiveSettings())),
     ] == [0, 1]
     # A judge that is wrong about everything takes the harmful one for harmless.
-    assert kept_siblings(with_noise([sibling], 1.0, 0)) == []
+    assert kept_siblings(with_noise([sibling], 1.0, 0), ObjectiveSettings()) == []
+    # By its rollouts it is known whether the reference declines the sibling.
+    assert [len(made.candidates) for made in (twin, sibling)] == [1, cfg.score.rollouts + 1]
 
 
 def test_kept_counterfactuals_abstain_and_do_not_recover() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from aaft.config import Paths, TrainConfig, load_config
+from aaft.config import ObjectiveSettings, Paths, TrainConfig, load_config
 from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.tuning import stage
+from aaft.tuning.decision import Remedy, decide
 from aaft.tuning.kin import kept_siblings, kept_twins
 from aaft.tuning.recipe import GatedRecipe
 from tests import tiny_train
@@ -23,7 +25,7 @@ Scores = dict[str, tuple[float, float]]
 
 
 def add_kin(build: Path, twins: Scores, siblings: Scores) -> None:
-    """As the score stage leaves them."""
+    """As the score stage leaves them; siblings with the rollouts that `ROLLOUTS` has."""
     scored = build / "score"
     candidates = read_jsonl(scored / "candidates.jsonl")
     conservative = read_jsonl(scored / "conservative.jsonl")
@@ -33,9 +35,10 @@ def add_kin(build: Path, twins: Scores, siblings: Scores) -> None:
         for name, (gold, declined) in scores.items():
             turns = [{"role": "user", "content": "Do it"}, {"role": "assistant", "content": "abc"}]
             rows.append({"id": name, "source": "test", "messages": turns, "context": None})
-            candidates.append({"id": name, "candidate": 0, "token_ids": [70, 80, 81, 0]})
-            row = {"id": name, "candidate": 0, "safety": gold, "u_safety": 0.0}
-            table.append(row | {"r": gold, "logprob": -15.0})
+            for k, reward in enumerate([gold, *ROLLOUTS.get(name, [])]):
+                candidates.append({"id": name, "candidate": k, "token_ids": [70, 80 + k, 81, 0]})
+                row = {"id": name, "candidate": k, "safety": reward, "u_safety": 0.0}
+                table.append(row | {"r": reward, "logprob": -15.0})
             refusal = {"id": name, "objective": "safety", "text": "I can't.", "r": declined}
             conservative.append(refusal)
         write_jsonl(scored / f"{file}.jsonl", rows)
@@ -47,6 +50,12 @@ def add_kin(build: Path, twins: Scores, siblings: Scores) -> None:
 
 TWINS = {"harmless": (0.9, 0.1), "rightly declined": (0.9, 0.8), "badly answered": (0.2, 0.1)}
 SIBLINGS = {"harmful": (0.1, 0.9), "harmless after all": (0.9, 0.1), "unclear": (0.1, 0.2)}
+SIBLINGS |= {"declined already": (0.1, 0.9), "declined once": (0.1, 0.9)}
+ROLLOUTS = {"declined already": (0.9, 0.8), "declined once": (0.9, 0.2)}
+
+
+RECOVERS = ObjectiveSettings()
+NEVER = (ObjectiveSettings(recoveries=0), ObjectiveSettings(lambda_recovery=0.0))
 
 
 @pytest.fixture
@@ -65,7 +74,8 @@ def trained(params: Path, *overrides: str) -> Path:
 def test_only_kin_that_the_judges_agree_on_are_trained_on(params: Path) -> None:
     out = trained(params)
     report = read_json(out / "report.json")
-    assert report["twins"] == report["siblings"] == {"scored": 3, "kept": 1}
+    assert report["twins"] == {"scored": 3, "kept": 1}
+    assert report["siblings"] == {"scored": 5, "kept": 3, "abstaining": 2}
     assert report["records"] == 8
     gates = pd.read_parquet(out / "gates.parquet")
     assert gates["id"].tolist() == [f"r{i}" for i in range(8)]
@@ -78,7 +88,8 @@ def test_a_refusal_that_no_judge_scored_keeps_nothing(params: Path) -> None:
     names = {*TWINS, *SIBLINGS}
     write_jsonl(path, [r | {"r": None} if r["id"] in names else r for r in read_jsonl(path)])
     report = read_json(trained(params) / "report.json")
-    assert report["twins"] == report["siblings"] == {"scored": 3, "kept": 0}
+    assert report["twins"] == {"scored": 3, "kept": 0}
+    assert report["siblings"] == {"scored": 5, "kept": 0, "abstaining": 0}
 
 
 def test_siblings_teach_to_decline_and_to_turn_back(tmp_path: Path) -> None:
@@ -132,8 +143,8 @@ def test_a_twin_is_an_anchor_and_nothing_else() -> None:
 
 
 def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
-    (sibling,) = kept_siblings([example(0, [0.1, 0.1], conservative=[7, 8, 0])])
-    assert kept_siblings([example(1, [0.1, 0.1])]) == []
+    (sibling,) = kept_siblings([example(0, [0.1, 0.1], conservative=[7, 8, 0])], RECOVERS)
+    assert kept_siblings([example(1, [0.1, 0.1])], RECOVERS) == []
     window = [sibling, example(1, [0.99, 0.98])]
     made = trainer(window)
     plan = GatedRecipe(TrainConfig()).plan(made, window, 0)
@@ -156,12 +167,24 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
 )
 def test_what_the_reference_declines_is_turned_back_from_only(rewards, declines) -> None:
     made_of = example(0, rewards, conservative=[7, 8, 0], abstention=[7, 8, 0])
-    (sibling,) = kept_siblings([made_of])
+    (sibling,) = kept_siblings([made_of], RECOVERS)
     made = trainer([sibling])
     plan = GatedRecipe(TrainConfig()).plan(made, [sibling], 0)
     parts = {part for term in plan.terms for part in term.parts}
     assert parts == ({"abstain", "recovery"} if declines else {"recovery"})
     assert all(term.response == [7, 8, 0] for term in plan.terms)
+    # Where nothing is turned back from it would have nothing to teach.
+    assert [bool(kept_siblings([made_of], never)) for never in NEVER] == [declines] * 2
+
+
+def test_a_sibling_is_kept_though_its_rollouts_do_less_well_on_another_objective() -> None:
+    """Refusals of a request that hardly looks harmful: accepted, with a low `comply` on average."""
+    quality = np.array([[0.99, 0.2], [0.51, 0.96], [0.51, 0.96]])
+    refusal = {"safety": Remedy([7, 0], 0.51)}
+    decided = decide(quality, quality.min(axis=1), ("comply", "safety"), refusal, {})
+    made_of = dataclasses.replace(example(0, [0.2, 0.51, 0.51]), **decided)
+    (sibling,) = kept_siblings([made_of], RECOVERS)
+    assert (sibling.conservative, sibling.abstention, sibling.recovers) == ([7, 0], None, True)
 
 
 def test_gates_of_the_history_are_those_of_records() -> None:

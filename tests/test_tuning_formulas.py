@@ -189,10 +189,20 @@ def test_abstains_when_everything_is_misaligned(reward, conservative, alpha, wan
     assert abstain.abstains(np.array(reward), conservative, alpha) is want
 
 
-def test_the_failed_objective_has_the_lowest_mean_quality() -> None:
-    quality = np.array([[0.1, 0.9], [0.2, NAN]])
-    assert abstain.failed_objective(quality, ["safety", "comply"]) == "safety"
-    assert abstain.failed_objective(np.full((2, 2), NAN), ["safety", "comply"]) is None
+@pytest.mark.parametrize(
+    ("quality", "want"),
+    [
+        ([[0.1, 0.9], [0.2, NAN]], "safety"),
+        # The mean of comply is lower, but there the gold is accepted.
+        ([[0.2, 0.9], [0.9, 0.5], [0.9, 0.1]], "safety"),
+        ([[0.4, 0.4], [0.9, 0.1]], "comply"),
+        ([[0.6, 0.9], [0.1, 0.9]], "safety"),
+        ([[NAN, NAN], [0.9, 0.1]], "comply"),
+        ([[NAN, NAN], [NAN, NAN]], None),
+    ],
+)
+def test_the_failed_objective_has_the_lowest_mean_where_the_gold_is_rejected(quality, want) -> None:
+    assert abstain.failed_objective(np.array(quality), ["safety", "comply"]) == want
 
 
 def test_conservative_responses_depend_on_the_id_and_fit_the_record() -> None:

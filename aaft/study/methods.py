@@ -95,7 +95,7 @@ class Inputs:
         }
         longest = self.train.objective.recovery_tokens
         twins = kept_twins(self.twins, declined, longest=longest)
-        kin = [*twins, *kept_siblings(self.siblings)]
+        kin = [*twins, *kept_siblings(self.siblings, self.train.objective)]
         return rows_budget([*self.examples, *kept, *kin], self.budget, self.seed)
 
 
@@ -294,7 +294,8 @@ def _no_abstention(given: Inputs) -> Prepared:
 
 
 def _no_recovery(given: Inputs) -> Prepared:
-    return Prepared(given.gated, _with(_gated(given.train), objective={"recoveries": 0}))
+    given = replace(given, train=_with(_gated(given.train), objective={"recoveries": 0}))
+    return Prepared(given.gated, given.train)
 
 
 def _naive(given: Inputs) -> Prepared:

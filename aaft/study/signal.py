@@ -84,6 +84,8 @@ def signal(
     start: Path,
     cache: ScoreCache,
     panel: Panel | None = None,
+    *,
+    golds: int = 0,
 ) -> list[ScoredExample]:
     """Score golds, ``score.rollouts`` rollouts of ``start`` and conservative responses.
 
@@ -93,6 +95,7 @@ def signal(
         start: model directory before training; also the tokenizer.
         cache: known results, and where new ones go.
         panel: the judges; loaded from ``cfg`` when there is none.
+        golds: so many records, the first ones, have no rollouts.
 
     Raises:
         AaftError: no records, repeated ids, a row that is too long, or judges that fail.
@@ -105,7 +108,8 @@ def signal(
     policy = cfg.policy.model_copy(update={"model": str(start), "revision": None})
     cfg = cfg.model_copy(update={"policy": policy})
     codec = load_codec(policy.model)
-    candidates = draw(cfg, tokenize(codec, records, cfg.score, policy.max_tokens), cache)
+    asked = tokenize(codec, records, cfg.score, policy.max_tokens)
+    candidates = draw(of_golds(cfg), asked[:golds], cache) + draw(cfg, asked[golds:], cache)
     declining = [conservative_responses(record) for record in records]
     samples = [
         _sample(record, text)
@@ -161,7 +165,7 @@ def counterfactual_signal(
     """
     codec = load_codec(str(start))
     made = drawn_counterfactuals(cfg, codec, records, panel.works, seed)
-    return signal(of_golds(cfg), made, start, cache, panel) if made else []
+    return signal(cfg, made, start, cache, panel, golds=len(made)) if made else []
 
 
 def kin_signal(
@@ -191,9 +195,9 @@ def kin_signal(
     cfg = cfg.model_copy(update={"policy": policy})
     taken = {record.id for record in records}
     kin = drawn_kin(cfg, load_codec(str(start)), harmful, taken, panel.works, cache)
-    twins = signal(of_golds(cfg), kin.twins, start, cache, panel) if kin.twins else []
-    siblings = signal(cfg, kin.siblings, start, cache, panel) if kin.siblings else []
-    return twins, siblings
+    made, alone = [*kin.twins, *kin.siblings], len(kin.twins)
+    scored = signal(cfg, made, start, cache, panel, golds=alone) if made else []
+    return scored[:alone], scored[alone:]
 
 
 def _sample(record: Record, text: str) -> Sample:

@@ -32,15 +32,17 @@ def accepted_by_mistake(candidates: int, false_accept: float, quantile: float = 
 def failed_objective(quality: npt.NDArray[np.float64], objectives: Sequence[str]) -> str | None:
     """The objective with the lowest mean quality over candidates; None when none is scored.
 
+    Only those count on which the gold is rejected, if there are any: rollouts that decline a
+    harmful request do well on ``safety`` and perhaps not on ``comply``, which isn't what a gold
+    that complies has failed on.
+
     Args:
-        quality: ``q``, ``[K+1, M]`` or NaN.
+        quality: ``q``, ``[K+1, M]`` or NaN, gold first.
         objectives: names of the M columns.
     """
-    means = {
-        name: float(np.nanmean(quality[:, m]))
-        for m, name in enumerate(objectives)
-        if not np.isnan(quality[:, m]).all()
-    }
+    scored = [m for m in range(len(objectives)) if not np.isnan(quality[:, m]).all()]
+    rejected = [m for m in scored if quality[0, m] < ACCEPTED]
+    means = {objectives[m]: float(np.nanmean(quality[:, m])) for m in rejected or scored}
     return min(means, key=lambda name: means[name]) if means else None
 
 

@@ -2,12 +2,14 @@
 
 Neither has a gate::
 
-    twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5       `aaft.tuning.anchor`
-    sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5             abstention and recovery
+    twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5    `aaft.tuning.anchor`
+    sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5          recovery; abstention, unless
+                                                                      each rollout is accepted
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
-complying would. A sibling that the reference answers well by itself is turned back from only: to
-learn to decline it teaches nothing but to decline more of everything (docs/method.md).
+complying would. A sibling whose rollouts they all accept the reference mostly declines by itself.
+To learn to decline these too moved where the policy declines, and made it no safer (docs/method.md,
+one seed).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from aaft.config import ACCEPTED
+from aaft.config import ACCEPTED, ObjectiveSettings
 from aaft.tuning.examples import Example
 
 AnyExample = TypeVar("AnyExample", bound=Example)
@@ -56,12 +58,16 @@ def kept_twins(
     ]
 
 
-def kept_siblings(examples: Sequence[AnyExample]) -> list[AnyExample]:
+def kept_siblings(examples: Sequence[AnyExample], objective: ObjectiveSettings) -> list[AnyExample]:
     """The harmful ones, which recover, and abstain where a rollout is rejected.
+
+    One that would do neither is left out.
 
     Args:
         examples: siblings with their scores; without rollouts they abstain.
+        objective: whether anything is recovered.
     """
+    recovers = objective.recoveries > 0 and objective.lambda_recovery > 0
     return [
         replace(
             example,
@@ -70,7 +76,7 @@ def kept_siblings(examples: Sequence[AnyExample]) -> list[AnyExample]:
             role="sibling",
         )
         for example in examples
-        if example.conservative is not None
+        if example.conservative is not None and (recovers or not _answered_well(example))
     ]
 
 

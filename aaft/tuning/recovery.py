@@ -37,7 +37,7 @@ def turns_back(
     """Whether a record's gold is a bad opening: `OPENED` is what failed, of the gold too.
 
     Args:
-        failed: the objective that failed over all candidates.
+        failed: the objective that failed (`aaft.tuning.abstain.failed_objective`).
         quality: ``q``, ``[K+1, M]`` or NaN, gold first.
         objectives: names of the M columns.
     """
