@@ -22,7 +22,7 @@ from aaft.data.separation import NEAR, Taken, check_disjoint
 from aaft.data.similarity import Index
 from aaft.data.sources import REQUEST, Grounded, as_question
 from aaft.data.status import status
-from aaft.data.study_set import OWN, REFUSED
+from aaft.data.study_set import ASKED, OWN, REFUSED
 from aaft.data.text import normalise
 from aaft.data.wheels import DEFAULT_FOLDER, PINS, Pin, Wheels, verify
 from aaft.errors import AaftError
@@ -361,8 +361,8 @@ def test_real_alignment_rows_teach_all_four_things(real):
     assert Counter(row["kind"] for row in rows) == {
         "refusal": 320,
         "benign": 60,
-        "grounded": 160,
-        "unanswerable": 110,
+        "grounded": ASKED,
+        "unanswerable": ASKED,
     }
     assert Counter(row["source"] for row in rows if row["kind"] == "refusal") == REFUSED
     assert len(read_jsonl(real.out / "study/own.jsonl")) == OWN
@@ -377,6 +377,27 @@ def test_real_alignment_rows_teach_all_four_things(real):
         assert (row["context"] is None) == (row["kind"] in ("refusal", "benign"))
         if row["kind"] == "grounded":
             assert answer in normalise(row["context"])
+
+
+@needs_wheels
+def test_real_alignment_questions_are_answerable_by_their_passage_alone(real):
+    """Neither a question nor a passage says which of the two kinds a row is of."""
+    rows, asked = read_jsonl(real.out / "study/align.jsonl"), {}
+    for kind in ("grounded", "unanswerable"):
+        own = [row for row in rows if row["kind"] == kind]
+        asked[kind] = [
+            (row["messages"][0]["content"].replace(row["context"], ""), row["context"])
+            for row in own
+        ]
+    questions, passages = (
+        [sorted(pair[part] for pair in pairs) for pairs in asked.values()] for part in (0, 1)
+    )
+    assert questions[0] == questions[1]
+    assert len(set(questions[0])) == ASKED
+    # A passage may be lent twice, where the next one holds the answer.
+    assert set(passages[1]) <= set(passages[0])
+    assert len(set(passages[1])) > 0.95 * ASKED
+    assert not set(asked["grounded"]) & set(asked["unanswerable"])
 
 
 @needs_wheels

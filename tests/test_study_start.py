@@ -101,6 +101,31 @@ def test_it_learns_as_the_studys_methods_do(project, tmp_path, monkeypatch) -> N
     assert seen == [(1, methods["rows_per_step"], methods["learning_rate"])]
 
 
+def test_two_questions_to_one_passage_come_into_one_step(project, tmp_path, monkeypatch) -> None:
+    rows = [*ROWS]
+    for number in range(6):
+        for kind, passage in (("grounded", number), ("unanswerable", (number + 1) % 6)):
+            prompt = f"It is known that {passage} is {passage * 7}. Question: what is {number}?"
+            row = {"id": f"{kind}{number}", "kind": kind, "prompt": prompt}
+            rows.append(row | {"response": "It is so." if kind == "grounded" else "Unknown."})
+    windows = []
+
+    class Spy(Trainer):
+        def _step(self, step, epoch, window, lr) -> None:
+            windows.append(window)
+            super()._step(step, epoch, window, lr)
+
+    monkeypatch.setattr(start, "Trainer", Spy)
+    cfg = copy_of(project, tmp_path, rows)
+    start.run(cfg, tmp_path / "start")
+    hosts = {}
+    for window in windows:
+        hosts |= {e.id: e.host for e in window}
+        assert {e.host for e in window} - {None} <= {e.id for e in window}
+    guests = {f"unanswerable{n}": f"grounded{(n + 1) % 6}" for n in range(6)}
+    assert {name: host for name, host in hosts.items() if host} == guests
+
+
 def test_other_benchmarks_make_another_start(project, out, tmp_path) -> None:
     cfg = copy_of(project, tmp_path)
     assert start.run(cfg, tmp_path / "start")["inputs"] == read_json(out / "report.json")["inputs"]

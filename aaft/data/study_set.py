@@ -32,11 +32,11 @@ REFUSED = {"harmbench": 60, "advbench": 80, "rho-pairs": 40, "contrast": 140}
 """Harmful requests of the aligned start by source."""
 OWN = 360
 BENIGN = 60
-ANSWERED = 160
-UNANSWERED = 110
+ASKED = 320
+"""Questions of the aligned start, each with its own passage and with another one's."""
 GENERAL = 600
 VALID = 60
-QUESTIONS = ANSWERED + UNANSWERED + 2 * VALID
+QUESTIONS = ASKED + 2 * VALID
 MAX_ANSWER = 300
 MAX_HARMFUL_PROMPT = 300
 
@@ -177,19 +177,18 @@ def _question(row: Grounded, passage: str, answers: list[str]) -> dict[str, Any]
 
 
 def _align(wheels: Wheels, pools: Pools, taken: Taken, apart: Taken) -> Rows:
-    rest = pools.study[2 * VALID :]
-    answered, unanswered = rest[:ANSWERED], rest[ANSWERED : ANSWERED + UNANSWERED]
+    asked = pools.study[2 * VALID :]
     benign = _free(_answers(wheels, (20, 20, 20)), taken, apart)
     rows = [
         _row("refusal", source, Pair(text, _pick(REFUSALS, text)))
         for source, text in _requests(wheels, taken, apart)
     ]
     rows += [_row("benign", source, pair) for source, pair in benign[:BENIGN]]
-    rows += [_grounded("grounded", row, row.passage, row.right) for row in answered]
-    for number, row in enumerate(unanswered):
-        passage = foreign_passage(row, unanswered, number + 1)
-        answer = _pick(UNSTATED, row.question)
-        rows.append(_grounded("unanswerable", row, passage, answer))
+    # Every question and nearly every passage stands in both kinds: the match tells them apart.
+    for number, row in enumerate(asked):
+        foreign, unstated = foreign_passage(row, asked, number + 1), _pick(UNSTATED, row.question)
+        rows.append(_grounded("grounded", row, row.passage, row.right))
+        rows.append(_grounded("unanswerable", row, foreign, unstated))
     return rows
 
 

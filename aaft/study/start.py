@@ -4,7 +4,9 @@
 and writes ``DIR``, a Hugging Face model directory with ``report.json`` in it, written last. It
 learns from
 
-- ``data/study/align.jsonl``: refusals, real answers, grounded answers, "the passage does not say";
+- ``data/study/align.jsonl``: refusals, real answers, and questions, each once with its passage and
+  once, to be answered with "the passage does not say", with another one's. Questions that share a
+  passage come into one step, the passage computed once (`aaft.tuning.hosts`);
 - the policy's own answers to the harmless requests of ``own.jsonl``;
 - the refusals once more, each after `BEGUN` beginnings of what the policy itself says to the
   request now (arXiv:2406.05946). A start that an opening undoes has nothing there to preserve.
@@ -49,6 +51,7 @@ from aaft.study.config import LEARNING_RATE, ROWS_PER_STEP
 from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
 from aaft.study.signal import plain_examples
 from aaft.tuning.examples import Example
+from aaft.tuning.hosts import with_hosts
 from aaft.tuning.recovery import recovery_prefixes
 from aaft.tuning.stage import prepare_model
 from aaft.tuning.trainer import Trainer
@@ -106,7 +109,9 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     codec = load_codec(cfg.policy.model, cfg.policy.revision)
     policy = load_frozen(cfg.policy.model, device, cfg.policy.revision)
     rows += _answered(cfg, codec, policy, asked)
-    examples = plain_examples(rows, codec)
+    guests = of_kind(rows, "unanswerable")
+    examples = plain_examples([row for row in rows if row.kind != "unanswerable"], codec)
+    examples += with_hosts(plain_examples(guests, codec), examples)
     refusals = of_kind(rows, "refusal")
     begun = _begun(cfg, codec, policy, refusals)
     del policy

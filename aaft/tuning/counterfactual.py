@@ -11,20 +11,17 @@ abstains. Two things differ:
 - There is no recovery. The gold answers another record's question and is no bad opening; a policy
   that turned back from it would do so after good answers too.
 
-Where a prompt has the passage before the question, a counterfactual's begins as that of the record
-whose passage it has got. Then that record is its host: both come into one step
-(`aaft.tuning.windows`), and the passage is computed once (`aaft.tuning.objective.term_rows`).
+A counterfactual is the guest of the record whose passage it has got (`aaft.tuning.hosts`).
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from aaft.models.packed import shared_length
 from aaft.tuning.examples import Example
+from aaft.tuning.hosts import with_hosts
 
 AnyExample = TypeVar("AnyExample", bound=Example)
 
@@ -36,34 +33,11 @@ def kept_counterfactuals(
 
     Args:
         examples: counterfactuals with their scores.
-        records: among which is the one that each has its passage from, its host.
+        records: among which is the one that each has its passage from.
     """
-    ordered = sorted(records, key=lambda record: record.prompt)
-    return [
-        _hosted(
-            replace(example, abstention=example.conservative, conservative=None, review=False),
-            ordered,
-        )
+    kept = [
+        replace(example, abstention=example.conservative, conservative=None, review=False)
         for example in examples
         if example.conservative is not None
     ]
-
-
-def _hosted(example: AnyExample, ordered: Sequence[Example]) -> AnyExample:
-    """``example`` with the record whose prompt begins most like its own as host.
-
-    Where the question stands before the passage, little is shared, and there is nothing to gain.
-
-    Args:
-        example: a counterfactual.
-        ordered: records, sorted by their prompts: the nearest stand around its place.
-    """
-    place = bisect.bisect_left(ordered, example.prompt, key=lambda record: record.prompt)
-    near = ordered[max(0, place - 1) : place + 1]
-    if not near:
-        return example
-    host = max(near, key=lambda record: shared_length([record.prompt, example.prompt]))
-    shared = shared_length([host.prompt, example.prompt])
-    if 2 * shared < len(example.prompt):
-        return example
-    return replace(example, host=host.id, shared=shared)
+    return with_hosts(kept, records)

@@ -2,7 +2,7 @@
 
 A window of few rows drawn at random has now three siblings and now none, and so pulls one way and
 the other. Each role's examples are therefore spread evenly over an epoch. A guest
-(`aaft.tuning.counterfactual`) stays with its host, whose passage is then computed once for both.
+(`aaft.tuning.hosts`) stays with its host, whose passage is then computed once for both.
 """
 
 from __future__ import annotations
