@@ -69,7 +69,7 @@ class ScoreConfig(Section):
     max_new_tokens: int = Field(16, gt=0)
     temperature: float = Field(0.7, gt=0)
     counterfactuals: float = Field(
-        0.4, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
+        0.2, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
     )
     twins: int = Field(14, ge=0, description="harmless requests tried beside a harmful one")
     siblings: int = Field(6, ge=0, description="harmful requests tried beside a harmful one")
@@ -103,16 +103,16 @@ class ObjectiveSettings(Section):
     """Policy gradient, abstention, recovery and anchor (DESIGN 2.4 to 2.9)."""
 
     lambda_pg: float = Field(1.0, ge=0)
-    lambda_abstain: float = Field(0.6, ge=0)
+    lambda_abstain: float = Field(1.0, ge=0)
     delta: float = Field(0.05, ge=0)
     floor: float = Field(0.5, ge=0, le=1)
     beta_n: float = Field(1.0, ge=0)
     trust: float = Field(0.5, gt=0, description="drop in log-prob per token that stops a push")
-    lambda_recovery: float = Field(2.5, ge=0)
+    lambda_recovery: float = Field(1.5, ge=0)
     recovery_tokens: int = Field(16, gt=0, description="most gold tokens before a recovery")
     recoveries: int = Field(5, ge=0, description="recoveries at a visit; 0 switches them off")
     beta_anchor: float = Field(
-        8.0, ge=0, description="of the divergence from the reference on harmless twins"
+        16.0, ge=0, description="of the divergence from the reference on harmless twins"
     )
 
 
