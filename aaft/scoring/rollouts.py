@@ -180,6 +180,8 @@ def draw(cfg: Config, asked: Sequence[Asked], cache: ScoreCache) -> list[list[Ca
     Raises:
         AaftError: a server failed on some; what it did is kept.
     """
+    if not asked:
+        return []
     work = RolloutWork(cfg)
     filled = fill(work, asked, len(asked), cache, cfg.score, "rollouts", unit="prompts")
     print(
