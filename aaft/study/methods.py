@@ -175,10 +175,8 @@ def cost(example: Example) -> int:
     they are to say, at once or on turning back, counts.
     """
     said = example.candidates[0]
-    if example.role == "sibling":
-        said = example.conservative or said
-    elif example.conservative is None:
-        said = example.abstention or said
+    if example.role == "sibling" or example.conservative is None:
+        said = example.abstention or example.conservative or said
     return len(example.prompt) - example.shared + len(said)
 
 

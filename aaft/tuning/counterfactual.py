@@ -18,12 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
-from aaft.tuning.examples import Example
+from aaft.tuning.examples import AnyExample, Example
 from aaft.tuning.hosts import with_hosts
-
-AnyExample = TypeVar("AnyExample", bound=Example)
 
 
 def kept_counterfactuals(

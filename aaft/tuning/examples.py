@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,9 @@ class Example:
     host: str | None = None
     """Id of the record with which the prompt has its first ``shared`` tokens in common."""
     shared: int = 0
+
+
+AnyExample = TypeVar("AnyExample", bound=Example)
 
 
 @dataclass(frozen=True)

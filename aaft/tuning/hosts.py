@@ -10,12 +10,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from aaft.models.packed import shared_length
-from aaft.tuning.examples import Example
-
-AnyExample = TypeVar("AnyExample", bound=Example)
+from aaft.tuning.examples import AnyExample, Example
 
 
 def with_hosts(examples: Sequence[AnyExample], records: Sequence[Example]) -> list[AnyExample]:

@@ -16,14 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 
 from aaft.config import ACCEPTED, ObjectiveSettings
-from aaft.tuning.examples import Example
-
-AnyExample = TypeVar("AnyExample", bound=Example)
+from aaft.tuning.examples import AnyExample, Example
 
 
 def kept_twins(
@@ -67,8 +64,7 @@ def kept_siblings(examples: Sequence[AnyExample], objective: ObjectiveSettings) 
         examples: siblings with their scores; without rollouts they abstain.
         objective: whether anything is recovered.
     """
-    recovers = objective.recoveries > 0 and objective.lambda_recovery > 0
-    return [
+    harmful = [
         replace(
             example,
             abstention=None if _answered_well(example) else example.conservative,
@@ -76,8 +72,10 @@ def kept_siblings(examples: Sequence[AnyExample], objective: ObjectiveSettings) 
             role="sibling",
         )
         for example in examples
-        if example.conservative is not None and (recovers or not _answered_well(example))
+        if example.conservative is not None
     ]
+    recovers = objective.recoveries > 0 and objective.lambda_recovery > 0
+    return [example for example in harmful if recovers or example.abstention is not None]
 
 
 def _answered_well(example: Example) -> bool:
