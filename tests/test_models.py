@@ -70,6 +70,27 @@ def test_a_policy_is_run_in_the_dtype_that_is_fast_here(
         assert torch.equal(buffer, buffers[name])
 
 
+@pytest.mark.parametrize(
+    ("machine", "kernels", "instructions", "expected"),
+    [
+        ("x86_64", True, True, True),
+        # Skylake and Cascade Lake: oneDNN has kernels that convert, three times slower.
+        ("x86_64", True, False, False),
+        ("AMD64", True, False, False),
+        ("aarch64", True, False, True),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it_themselves(
+    monkeypatch, machine: str, kernels: bool, instructions: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(runtime.platform, "machine", lambda: machine)
+    assert runtime.cpu_has_bfloat16() is expected
+
+
 def test_without_fast_bfloat16_training_computes_in_float32(model, monkeypatch) -> None:
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
     rows = [PackedRow([5, 6, 7], [[8, 9], [10]])]
