@@ -140,7 +140,7 @@ def test_kin_are_drawn_once_and_do_not_depend_on_other_records(cfg: Config, tmp_
 def test_a_run_that_stops_has_kept_the_kin_of_the_requests_before(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batched = cfg.model_copy(update={"score": cfg.score.model_copy(update={"batch_size": 24})})
+    batched = cfg.model_copy(update={"score": cfg.score.model_copy(update={"batch_size": 6})})
     whole, asked = KinWork.compute, []
 
     def compute(work: KinWork, items: Sequence[Record]) -> list[Any]:
@@ -154,7 +154,7 @@ def test_a_run_that_stops_has_kept_the_kin_of_the_requests_before(
         with pytest.raises(KeyboardInterrupt):
             draw_kin(batched, REQUESTS, cache)
         draw_kin(batched, REQUESTS, cache)
-    # 24 texts at once are 4 requests' three twins and three siblings.
+    # Four batches of 6 texts at once are 4 requests' three twins and three siblings.
     assert asked == [4, 4, 4, 4]
 
 

@@ -282,9 +282,9 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
     chosen = {record.id for record in order[: cfg.score.kin_requests]}
     asked = [record for record in records if record.id in chosen]
     work = KinWork(cfg)
-    # A request is twenty texts to write: as many at once as fill a batch, and so kept at once.
-    size = max(1, cfg.score.batch_size // (cfg.score.twins + cfg.score.siblings))
-    few = cfg.score.model_copy(update={"shard_rows": min(size, cfg.score.shard_rows)})
+    # A request is twenty texts to write.
+    size = texts_at_once(cfg.score) // (cfg.score.twins + cfg.score.siblings)
+    few = cfg.score.model_copy(update={"shard_rows": min(max(1, size), cfg.score.shard_rows)})
     fill(work, asked, len(asked), cache, few, "kin", unit="requests")
     kin = as_kin(asked, list(read(work, asked, cache)), cfg, known=records)
     print(
@@ -292,6 +292,14 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
         flush=True,
     )
     return kin
+
+
+def texts_at_once(cfg: ScoreConfig) -> int:
+    """Requests to begin at once, in several batches: only those of like length share one.
+
+    A killed run loses them.
+    """
+    return 4 * cfg.batch_size
 
 
 def as_kin(

@@ -45,7 +45,7 @@ from aaft.models.policy import (
     save_adapter,
 )
 from aaft.progress import progress
-from aaft.scoring.kin import KinWork, as_kin
+from aaft.scoring.kin import KinWork, as_kin, texts_at_once
 from aaft.study.cells import files_digest
 from aaft.study.config import LEARNING_RATE, ROWS_PER_STEP
 from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
@@ -173,7 +173,7 @@ def _begun(cfg: Config, codec: Codec, policy: Any, refusals: Sequence[StudyRow])
 def _twins(cfg: Config, refusals: Sequence[StudyRow]) -> list[StudyRow]:
     """A harmless request beside each refusal, with the policy's own answer."""
     score = cfg.score.model_copy(update={"twins": 1, "siblings": 0})
-    size = cfg.score.batch_size
+    size = texts_at_once(cfg.score)
     work = KinWork(cfg.model_copy(update={"score": score}), mend=True)
     made = []
     with progress("twins", len(refusals), "requests") as advance:
