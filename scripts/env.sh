@@ -72,6 +72,31 @@ raise SystemExit(not any(r.name.startswith(("nvidia-", "cuda-")) for r in wanted
 END
 }
 
+# Import what a run imports, for Python to keep it compiled: from source that takes ten seconds more
+# in every process. Containers and CI often tell Python not to, and it would compile each time.
+keep_compiled() {
+    env -u PYTHONDONTWRITEBYTECODE .venv/bin/python - >>"$log" 2>&1 <<'END'
+from importlib import import_module
+from pkgutil import walk_packages
+
+import aaft
+import flows
+import tasks
+
+for package in (aaft, tasks, flows):
+    for module in walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+# What these load when they need it.
+for name in (
+    *("dvc.cli", "dvc.commands.repro", "mlflow.server", "prefect.server.api.server"),
+    *("torch._dynamo", "transformers.models.bert.modeling_bert"),
+    *("transformers.models.llama.modeling_llama", "transformers.models.mpnet.modeling_mpnet"),
+):
+    import_module(name)
+END
+}
+
 python=$(find_python)
 packages=$(grep -c '^[a-z0-9].*==' requirements.lock)
 echo "set-up: making .venv with $packages packages (a minute or two, and the downloads)"
@@ -91,4 +116,8 @@ install -r requirements.lock
 if needs_cuda; then
     echo '  torch: CUDA libraries'
     install -r requirements-cuda.lock
+fi
+if [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]]; then
+    echo '  compiling what is imported'
+    keep_compiled || fail "a package can't be imported; all that was said is in $log"
 fi
