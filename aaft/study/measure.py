@@ -35,6 +35,8 @@ from aaft.progress import progress
 from aaft.study.config import StudyConfig
 
 PREFILL_TOKENS = (1, 5, 10)
+QUESTIONS = 2
+"""Questions of a kind for each harmful request, which is put in five ways and a question in one."""
 PLACE = "{request}"
 """Where a jailbreak template holds the request."""
 
@@ -63,22 +65,25 @@ def study_folder(cfg: Config) -> Path:
 
 
 def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBench:
-    """The prompts of ``study.split``, at most ``study.bench_limit`` of each benchmark.
+    """The prompts of ``study.split``: of each benchmark ``study.bench_limit`` at most.
+
+    Of questions `QUESTIONS` times as many.
 
     Raises:
         AaftError: a file is missing, empty or malformed.
     """
-    limit = study.bench_limit
+    few = study.bench_limit
+    more = few and few * QUESTIONS
     folder, mark = cfg.data.bench, ""
     if study.split == "valid":
         folder, mark = study_folder(cfg), "valid_"
     loaded = {
         benchmark.name: load_bench(folder, Benchmark(mark + benchmark.name, benchmark.score), limit)
-        for benchmark in (
-            harmful.DIRECT,
-            benign.BENIGN,
-            grounded_qa.ANSWERABLE,
-            grounded_qa.UNANSWERABLE,
+        for benchmark, limit in (
+            (harmful.DIRECT, few),
+            (benign.BENIGN, few),
+            (grounded_qa.ANSWERABLE, more),
+            (grounded_qa.UNANSWERABLE, more),
         )
     }
     requests = loaded["harmful"]
