@@ -75,7 +75,7 @@ END
 # Import what a run imports, for Python to keep it compiled: from source that takes ten seconds more
 # in every process. Containers and CI often tell Python not to, and it would compile each time.
 keep_compiled() {
-    env -u PYTHONDONTWRITEBYTECODE .venv/bin/python - >>"$log" 2>&1 <<'END'
+    env -u PYTHONDONTWRITEBYTECODE PYTHONPATH=. .venv/bin/python - >>"$log" 2>&1 <<'END'
 from importlib import import_module
 from pkgutil import walk_packages
 
@@ -117,7 +117,5 @@ if needs_cuda; then
     echo '  torch: CUDA libraries'
     install -r requirements-cuda.lock
 fi
-if [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]]; then
-    echo '  compiling what is imported'
-    keep_compiled || fail "a package can't be imported; all that was said is in $log"
-fi
+echo '  compiling what is imported'
+keep_compiled || echo "  not all of it could be imported, see the end of $log; a run says what it misses"

@@ -77,6 +77,7 @@ def test_a_policy_is_run_in_the_dtype_that_is_fast_here(
         # Skylake and Cascade Lake: oneDNN has kernels that convert, three times slower.
         ("x86_64", True, False, False),
         ("AMD64", True, False, False),
+        ("x86_64", False, True, False),
         ("aarch64", True, False, True),
         ("aarch64", False, False, False),
     ],
@@ -85,8 +86,10 @@ def test_bfloat16_is_for_processors_that_multiply_it_themselves(
     monkeypatch, machine: str, kernels: bool, instructions: bool, expected: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels, raising=False
+    )
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": instructions})
     monkeypatch.setattr(runtime.platform, "machine", lambda: machine)
     assert runtime.cpu_has_bfloat16() is expected
 

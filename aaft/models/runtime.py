@@ -59,10 +59,11 @@ def cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 itself, and torch has kernels that let it."""
     if not torch.backends.mkldnn.is_available():
         return False
+    kernels = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if platform.machine().lower() in _X86:
-        # oneDNN says yes to every AVX-512. Those with AMX have these instructions too.
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # oneDNN has them for every AVX-512. Processors with AMX have these instructions too.
+        return kernels and bool(torch.cpu.get_capabilities()["avx512_bf16"])
+    return kernels
 
 
 def device() -> torch.device:

@@ -282,7 +282,6 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
     chosen = {record.id for record in order[: cfg.score.kin_requests]}
     asked = [record for record in records if record.id in chosen]
     work = KinWork(cfg)
-    # A request is twenty texts to write.
     size = texts_at_once(cfg.score) // (cfg.score.twins + cfg.score.siblings)
     few = cfg.score.model_copy(update={"shard_rows": min(max(1, size), cfg.score.shard_rows)})
     fill(work, asked, len(asked), cache, few, "kin", unit="requests")
@@ -295,9 +294,9 @@ def draw_kin(cfg: Config, records: Sequence[Record], cache: ScoreCache) -> Kin:
 
 
 def texts_at_once(cfg: ScoreConfig) -> int:
-    """Requests to begin at once, in several batches: only those of like length share one.
+    """Twins and siblings to write at once: several batches, as those of like length share one.
 
-    A killed run loses them.
+    A killed `draw_kin` loses so many.
     """
     return 4 * cfg.batch_size
 

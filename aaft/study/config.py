@@ -62,7 +62,7 @@ class StudyConfig(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: int = Field(400, gt=0, description="training rows of a cell")
     bench_limit: int | None = Field(
-        None, gt=0, description="prompts per benchmark, questions twice as many; None is all"
+        None, gt=0, description="prompts per benchmark, twice as many questions; None is all"
     )
     max_new_tokens: int = Field(32, gt=0, description="longest measured answer")
     split: Literal["bench", "valid"] = Field(
@@ -91,7 +91,7 @@ class StudyConfig(Section):
 
 
 # With which plain fine-tuning learns its task on a few hundred rows. Of 8 and 4 rows a step at
-# 0.0005, and 4 at 0.001, the last has the best F1 on the validation prompts (docs/study.md).
+# 0.0005, and 4 at 0.001, the last has the best F1 on the validation prompts (docs/history.md).
 ROWS_PER_STEP = 4
 LEARNING_RATE = 1e-3
 _TRAIN: Mapping[str, JsonValue] = {

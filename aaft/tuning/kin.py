@@ -8,8 +8,8 @@ Neither has a gate::
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
 complying would. A sibling whose rollouts they all accept the reference mostly declines by itself.
-To learn to decline these too moved where the policy declines, and made it no safer (docs/method.md,
-one seed).
+To learn to decline these too moved where the policy declines, and made it no safer
+(docs/history.md, one seed).
 """
 
 from __future__ import annotations
