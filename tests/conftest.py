@@ -12,6 +12,8 @@ from pathlib import Path
 
 from hypothesis import settings
 
+from aaft.models import runtime
+
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("aaft", deadline=None)
 settings.load_profile("aaft")
@@ -45,6 +47,10 @@ os.environ |= {
     "GIT_COMMITTER_NAME": "test",
     "GIT_COMMITTER_EMAIL": "test@example.invalid",
 }
+
+
+# As every stage does before it computes; what a test computes first would settle it otherwise.
+runtime.repeatable_products()
 
 
 def pytest_unconfigure() -> None:

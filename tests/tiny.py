@@ -29,7 +29,7 @@ def tokenizer() -> Any:
     return fast
 
 
-def policy(layers: int = 2, seed: int = 0, *, tied: bool = True) -> Any:
+def policy(layers: int = 2, seed: int = 0, *, tied: bool = True, inner: int = 48) -> Any:
     """Randomly initialised Llama of about 30,000 weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,7 +39,7 @@ def policy(layers: int = 2, seed: int = 0, *, tied: bool = True) -> Any:
         LlamaConfig(
             vocab_size=len(tokenizer()),
             hidden_size=32,
-            intermediate_size=48,
+            intermediate_size=inner,
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,

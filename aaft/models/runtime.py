@@ -34,10 +34,24 @@ def prepare(seed: int) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device().type == "cuda":
         return device()
+    repeatable_products()
     # See aaft.models.generate: one decoding step, without packing the query heads into rows.
     os.environ.setdefault(FORCE_GQA, "1")
     torch.set_num_threads(_threads())
     return device()
+
+
+def repeatable_products() -> None:
+    """Let a row of a float32 product have the same bits whatever rows and threads are beside it.
+
+    Without it MKL picks a kernel by the number of rows, with AVX-512 other bits up to 12 rows and,
+    on two threads, far beyond. Read by MKL at its first product in a process, so this comes before
+    it; a setting of the user's stands. In bfloat16, and by other makers' processors, MKL is not
+    what multiplies or doesn't offer this.
+    """
+    maker = str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    if maker.startswith("Intel") and not cpu_has_bfloat16():
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
