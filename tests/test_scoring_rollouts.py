@@ -28,8 +28,8 @@ def policy() -> Iterator[Any]:
     runtime.prepare(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these sizes are too small to share out
-    # A multiple of 32, as of real ones: floats that fill no whole pair of vectors torch computes one
-    # by one, and whose they are depends on the batch.
+    # A multiple of 32, as of real ones: floats that fill no whole pair of vectors torch computes
+    # one by one, and whose they are depends on the batch.
     yield tiny.policy(layers=3, inner=64).to(runtime.compute_dtype(torch.device("cpu")))
     torch.set_num_threads(threads)
 
