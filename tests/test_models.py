@@ -94,6 +94,28 @@ def test_bfloat16_is_for_processors_that_multiply_it_themselves(
     assert runtime.cpu_has_bfloat16() is expected
 
 
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "set_by_user", "expected"),
+    [
+        ("Intel Xeon 2.50GHz", False, None, "AUTO,STRICT"),
+        ("Intel Xeon 2.50GHz", False, "COMPATIBLE", "COMPATIBLE"),
+        ("Intel Xeon 2.50GHz", True, None, None),
+        ("AMD EPYC 7B13", False, None, None),
+        (None, False, None, None),
+    ],
+)
+def test_float32_products_are_made_repeatable_where_that_is_known_to_hold(
+    monkeypatch, name: str | None, bfloat16: bool, set_by_user: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: bfloat16)
+    found = {} if name is None else {"cpu_name": name}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    environment = {} if set_by_user is None else {"MKL_CBWR": set_by_user}
+    monkeypatch.setattr(runtime.os, "environ", environment)
+    runtime.repeatable_products()
+    assert environment.get("MKL_CBWR") == expected
+
+
 def test_without_fast_bfloat16_training_computes_in_float32(model, monkeypatch) -> None:
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
     rows = [PackedRow([5, 6, 7], [[8, 9], [10]])]

@@ -44,10 +44,10 @@ def prepare(seed: int) -> torch.device:
 def repeatable_products() -> None:
     """Let a row of a float32 product have the same bits whatever rows and threads are beside it.
 
-    Without it MKL picks a kernel by the number of rows, with AVX-512 other bits up to 12 rows and,
-    on two threads, far beyond. Read by MKL at its first product in a process, so this comes before
-    it; a setting of the user's stands. In bfloat16, and by other makers' processors, MKL is not
-    what multiplies or doesn't offer this.
+    Without it MKL picks a kernel by the number of rows: with AVX-512 up to 12 of them have other
+    bits, on two threads far more. MKL reads this at its first product in a process, so it comes
+    before that; a setting of the user's stands. Only for Intel's processors that compute in
+    float32: it is not known to hold on others, and bfloat16 is not multiplied by MKL.
     """
     maker = str(torch.cpu.get_capabilities().get("cpu_name", ""))
     if maker.startswith("Intel") and not cpu_has_bfloat16():
