@@ -181,7 +181,7 @@ class ConstantRecipe(GatedRecipe):
         gates = gating.gates.clone().fill_(self._constant)
         gates[gating.standing.value.isnan()] = 0.0
         scores = gating.scores
-        imitated = imitation(scores.quality, scores.uncertainty, self._usual)
+        imitated = imitation(scores.quality, self._usual)
         for i, example in enumerate(window):
             if example.abstention is not None:
                 gates[i], imitated[i] = 1.0, 0.0
