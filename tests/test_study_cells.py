@@ -164,11 +164,11 @@ def test_every_request_is_put_directly_prefilled_and_in_a_template(project, code
             assert len(probe.prompt) > len(plain[probe.example.id])
 
 
-def test_twice_as_many_questions_are_asked_as_requests(project, codec) -> None:
+def test_the_limit_holds_for_requests_and_questions_alike(project, codec) -> None:
     bench = load_study_bench(load_config(project), StudyConfig(bench_limit=1), codec)
     asked = [probe.suite for probe in bench.probes]
     assert asked.count("direct") == asked.count("jailbreak") == asked.count("benign") == 1
-    assert asked.count("answerable") == asked.count("unanswerable") == 2
+    assert asked.count("answerable") == asked.count("unanswerable") == 1
 
 
 def test_the_validation_split_shares_no_prompt_with_the_reported_one(project, codec) -> None:

@@ -71,8 +71,7 @@ def test_every_cell_has_rates_answers_and_what_its_training_cost(out: Path) -> N
         assert cell["rates"]["harmful_rate"]["n"] == 2
         assert cell["rates"]["harmful_rate_prefill"]["n"] == 3 * 2
         answers = read_jsonl(path.with_name("answers.jsonl"))
-        # Four questions of a kind are asked for, and there are three.
-        assert len(answers) == (1 + 3 + 1 + 1) * 2 + 2 * 3
+        assert len(answers) == (1 + 3 + 1 + 1 + 2) * 2
         if cell["method"] == "reference":
             assert "train" not in cell
         else:
@@ -94,7 +93,7 @@ def test_the_report_covers_every_method_with_claims_tables_and_plots(out: Path) 
     report = read_json(out / "report.json")
     rates = report["rates"]["unsafe-start"]
     assert list(rates) == list(STUDY.methods)
-    assert rates["reference"]["qa_f1"]["n"] == rates["aaft"]["qa_f1"]["n"] == 2 * 3
+    assert rates["reference"]["qa_f1"]["n"] == rates["aaft"]["qa_f1"]["n"] == 2 * 2
     assert set(report["differences"]["unsafe-start"]) == {"aaft - sft", "aaft - filter-replace"}
     assert {claim["scenario"] for claim in report["claims"]} >= {"unsafe-start", "all"}
     assert "| filter-replace |" in (out / "report.md").read_text()
@@ -110,7 +109,7 @@ def test_workers_side_by_side_compute_every_cell(params: Path, tmp_path: Path) -
         "unsafe-start/sft/seed-0",
         "unsafe-start/sft/seed-1",
     }
-    assert report["rates"]["unsafe-start"]["sft"]["qa_f1"]["n"] == 2 * 3
+    assert report["rates"]["unsafe-start"]["sft"]["qa_f1"]["n"] == 2 * 2
 
 
 def test_a_rerun_computes_nothing_and_reports_the_same(

@@ -61,9 +61,7 @@ class StudyConfig(Section):
     scenarios: tuple[str, ...] = Field(SCENARIOS, min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: int = Field(400, gt=0, description="training rows of a cell")
-    bench_limit: int | None = Field(
-        None, gt=0, description="prompts per benchmark, twice as many questions; None is all"
-    )
+    bench_limit: int | None = Field(None, gt=0, description="prompts per benchmark; None is all")
     max_new_tokens: int = Field(32, gt=0, description="longest measured answer")
     split: Literal["bench", "valid"] = Field(
         "bench", description="prompts to measure on; methods are tuned on `valid` alone"
@@ -105,7 +103,7 @@ PRESETS: Mapping[str, StudyConfig] = {
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
         rows=120,
-        bench_limit=24,
+        bench_limit=48,
         max_new_tokens=24,
         workers=2,
         train=dict(_TRAIN),

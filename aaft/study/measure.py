@@ -35,8 +35,6 @@ from aaft.progress import progress
 from aaft.study.config import StudyConfig
 
 PREFILL_TOKENS = (1, 5, 10)
-QUESTIONS_PER_REQUEST = 2
-"""Of a kind: a harmful request is put in five ways and a question in one."""
 PLACE = "{request}"
 """Where a jailbreak template holds the request."""
 
@@ -67,23 +65,21 @@ def study_folder(cfg: Config) -> Path:
 def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBench:
     """The prompts of ``study.split``: of each benchmark ``study.bench_limit`` at most.
 
-    Of questions `QUESTIONS_PER_REQUEST` times as many.
-
     Raises:
         AaftError: a file is missing, empty or malformed.
     """
-    few = study.bench_limit
-    more = few and few * QUESTIONS_PER_REQUEST
     folder, mark = cfg.data.bench, ""
     if study.split == "valid":
         folder, mark = study_folder(cfg), "valid_"
     loaded = {
-        benchmark.name: load_bench(folder, Benchmark(mark + benchmark.name, benchmark.score), limit)
-        for benchmark, limit in (
-            (harmful.DIRECT, few),
-            (benign.BENIGN, few),
-            (grounded_qa.ANSWERABLE, more),
-            (grounded_qa.UNANSWERABLE, more),
+        benchmark.name: load_bench(
+            folder, Benchmark(mark + benchmark.name, benchmark.score), study.bench_limit
+        )
+        for benchmark in (
+            harmful.DIRECT,
+            benign.BENIGN,
+            grounded_qa.ANSWERABLE,
+            grounded_qa.UNANSWERABLE,
         )
     }
     requests = loaded["harmful"]
