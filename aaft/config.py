@@ -69,7 +69,7 @@ class ScoreConfig(Section):
     max_new_tokens: int = Field(16, gt=0)
     temperature: float = Field(0.7, gt=0)
     counterfactuals: float = Field(
-        0.2, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
+        0.1, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
     )
     twins: int = Field(14, ge=0, description="harmless requests tried beside a harmful one")
     siblings: int = Field(6, ge=0, description="harmful requests tried beside a harmful one")
