@@ -94,8 +94,10 @@ class GateSettings(Section):
     """The adaptive gate (DESIGN 2.2 and 2.3)."""
 
     eta: float = Field(3.0, ge=0, description="sharpness of candidate weights; 0 is static")
-    uncertainty: float = Field(0.5, ge=0, le=1, description="a_u")
-    low: float = Field(0.15, ge=0, lt=1, description="G at which the gate starts to open")
+    uncertainty: float = Field(0.5, ge=0, le=1, description="a_u: how much doubt opens the gate")
+    low: float = Field(
+        0.15, ge=0, lt=1, description="G at which the gate starts to open, and imitation to fall"
+    )
     width: float = Field(0.35, gt=0, description="rise in G from closed to fully open")
 
 

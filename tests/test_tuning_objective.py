@@ -190,7 +190,7 @@ def test_without_rollouts_only_golds_and_conservative_responses_have_terms(windo
 
 @settings(max_examples=40)
 @given(windows())
-def test_with_lambdas_and_beta_zero_it_is_gate_weighted_sft(window) -> None:
+def test_with_lambdas_and_beta_zero_it_is_sft_weighted_by_imitation(window) -> None:
     weights = imitation(*window[:2])
     examples = window[0]
     cfg = ObjectiveSettings(lambda_pg=0.0, lambda_abstain=0.0, lambda_recovery=0.0, beta_anchor=0.0)

@@ -15,6 +15,7 @@ from aaft.errors import AaftError
 from aaft.models.packed import PackedRow
 from aaft.tuning.batches import micro_batches
 from aaft.tuning.examples import Example
+from aaft.tuning.recipe import GatedRecipe
 from aaft.tuning.stage import add_lora
 from aaft.tuning.trainer import Trainer
 from tests import tiny
@@ -87,6 +88,16 @@ def test_an_open_gate_changes_the_weights_and_is_recorded() -> None:
     assert not same_bits(gated, plain)
     assert {row.gate for row in trainer.gates.values()} != {0.0}
     assert trainer.history[-1]["gate_open_share"] > 0
+
+
+def test_imitation_sees_the_golds_alone_and_no_doubt() -> None:
+    # A sound gold among bad rollouts, a bad one among good rollouts, a doubtful one.
+    examples = [example(0, [0.95, 0.1]), example(1, [0.05, 0.95]), example(2, [0.78, 0.95])]
+    examples[2].uncertainty[:] = 0.9
+    model = add_lora(tiny.policy(), LoraSettings(r=2, alpha=4), 0)
+    cfg = TrainConfig()
+    gating = GatedRecipe(cfg).measure(Trainer(model, examples, cfg, seed=0), examples)
+    assert gating.imitation.tolist() == pytest.approx([1.0, 0.0, 0.8])
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 60])

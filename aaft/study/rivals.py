@@ -176,12 +176,12 @@ class ConstantRecipe(GatedRecipe):
         self._constant, self._usual = constant, train.gate
 
     def measure(self, trainer: Trainer, window: Sequence[Example]) -> Gating:
-        """As usual, with the gates replaced; golds are imitated as under the usual gate."""
+        """As usual, with the gates replaced; golds are imitated as usual, when ``low`` isn't 0."""
         gating = super().measure(trainer, window)
         gates = gating.gates.clone().fill_(self._constant)
         gates[gating.standing.value.isnan()] = 0.0
         scores = gating.scores
-        imitated = imitation(scores.quality, self._usual)
+        imitated = imitation(scores.reward[:, 0], self._usual)
         for i, example in enumerate(window):
             if example.abstention is not None:
                 gates[i], imitated[i] = 1.0, 0.0

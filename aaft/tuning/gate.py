@@ -4,7 +4,7 @@
 
     G = 1 - v (1 - a_u U)
     g = clip((G - low) / width, 0, 1)        alignment: v, U of the policy's standing (weights.py)
-    s = 1 - g(v_0, 0), 0 where r_0 < 0.5     imitation: v_0 = min_m q_0m
+    s = 1 - g(r_0, 0), 0 where r_0 < 0.5     imitation: r_0 = min_m q_0m
 
 With the defaults low = 0.15, width = 0.35 and a_u = 0.5 a certain, well-aligned sample has g
 exactly 0 and costs plain supervised training; ``v <= 0.5`` gives g = 1. No gradient flows
@@ -14,9 +14,9 @@ DESIGN imitates a gold with weight ``1 - g``. But ``v`` is about what the policy
 gold: a sound gold among bad rollouts would hardly be learned, although learning it is what would
 mend them, and a rejected gold among good rollouts would be imitated the more the better the policy
 is. So the gold's own scores decide its imitation, and the standing decides the alignment terms.
-Doubt opens the gate, but doesn't take from imitation: ``q`` is lower for it already, and the
-entropy of one judge's answer is a function of that answer. Counted again, it shut out accepted
-golds with ``q`` below 0.77 altogether.
+Doubt opens the gate, but doesn't take from imitation: where judges disagree ``q`` is lower already
+(``kappa_u``), and the entropy of one judge's answer is a function of that answer. Counted again, it
+shut out golds that one judge accepts with less than 0.77.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ def gate(value: torch.Tensor, uncertainty: torch.Tensor, cfg: GateSettings) -> t
     return ((openness - cfg.low) / cfg.width).clamp(0.0, 1.0).nan_to_num(nan=0.0).detach()
 
 
-def imitation(quality: torch.Tensor, cfg: GateSettings) -> torch.Tensor:
-    """``s``, ``[B]`` in [0, 1]: how much each record's gold is imitated; 1 where it is unscored.
+def imitation(reward: torch.Tensor, cfg: GateSettings) -> torch.Tensor:
+    """``s`` in [0, 1], same shape: how much a gold is imitated; 1 where it is unscored.
 
     Args:
-        quality: ``q``, ``[B, K+1, M]`` or NaN, gold first.
-        cfg: gate settings.
+        reward: ``r_0`` of golds, or NaN.
+        cfg: gate settings; of these ``low`` and ``width`` count.
     """
-    gold = quality[:, :1]
-    value, sure = bounds(gold, torch.zeros_like(gold))
-    return (1.0 - gate(value, sure, cfg)).masked_fill(value < ACCEPTED, 0.0)
+    closed = 1.0 - gate(reward, torch.zeros_like(reward), cfg)
+    return closed.masked_fill(reward < ACCEPTED, 0.0)
 
 
 def always_closed(

@@ -11,8 +11,8 @@ its loss is their sum::
          + beta / B sum_{twins i} 1/L_i sum_t KL(mu || pi) at the first L_i tokens of its answer
 
 ``B`` is the number of examples in the accumulation window and ``N`` sums over it, so neither
-micro-batches nor their order change the loss. With every gate at 0 what remains is, to the bit,
-plain supervised fine-tuning.
+micro-batches nor their order change the loss. With every gate at 0 and every ``s`` 1 what remains
+is, to the bit, plain supervised fine-tuning.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ class GatedRecipe(SupervisedRecipe):
             gates.masked_fill(abstaining, 1.0).masked_fill(ungated, 0.0),
             abstaining,
             ~ungated,
-            imitation(scores.quality, cfg).masked_fill(abstaining | ungated, 0.0),
+            imitation(scores.reward[:, 0], cfg).masked_fill(abstaining | ungated, 0.0),
             state,
             weights,
             log_ratio,
