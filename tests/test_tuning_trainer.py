@@ -90,14 +90,17 @@ def test_an_open_gate_changes_the_weights_and_is_recorded() -> None:
     assert trainer.history[-1]["gate_open_share"] > 0
 
 
-def test_imitation_sees_the_golds_alone_and_no_doubt() -> None:
-    # A sound gold among bad rollouts, a bad one among good rollouts, a doubtful one.
-    examples = [example(0, [0.95, 0.1]), example(1, [0.05, 0.95]), example(2, [0.78, 0.95])]
-    examples[2].uncertainty[:] = 0.9
+@pytest.mark.parametrize("doubt", [0.0, 0.9])
+@pytest.mark.parametrize("rollout", [0.05, 0.5, 0.95])
+def test_imitation_sees_the_golds_alone_and_no_doubt(rollout, doubt) -> None:
+    golds = {0.95: 1.0, 0.78: 0.8, 0.5: 0.0, 0.05: 0.0, math.nan: 1.0}
+    examples = [example(i, [gold, rollout]) for i, gold in enumerate(golds)]
+    for e in examples:
+        e.uncertainty[:] = doubt
     model = add_lora(tiny.policy(), LoraSettings(r=2, alpha=4), 0)
     cfg = TrainConfig()
     gating = GatedRecipe(cfg).measure(Trainer(model, examples, cfg, seed=0), examples)
-    assert gating.imitation.tolist() == pytest.approx([1.0, 0.0, 0.8])
+    assert gating.imitation.tolist() == pytest.approx(list(golds.values()))
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 60])
