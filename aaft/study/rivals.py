@@ -178,15 +178,12 @@ class ConstantRecipe(GatedRecipe):
     def measure(self, trainer: Trainer, window: Sequence[Example]) -> Gating:
         """As usual, with the gates replaced; golds are imitated as usual, when ``low`` isn't 0."""
         gating = super().measure(trainer, window)
-        gates = gating.gates.clone().fill_(self._constant)
-        gates[gating.standing.value.isnan()] = 0.0
-        scores = gating.scores
-        imitated = imitation(scores.reward[:, 0], self._usual)
-        for i, example in enumerate(window):
-            if example.abstention is not None:
-                gates[i], imitated[i] = 1.0, 0.0
-            if example.role != "record":
-                gates[i], imitated[i] = 0.0, 0.0
+        ungated = ~gating.recorded
+        gates = torch.full_like(gating.gates, self._constant)
+        gates = gates.masked_fill(gating.standing.value.isnan(), 0.0)
+        gates = gates.masked_fill(gating.abstaining, 1.0).masked_fill(ungated, 0.0)
+        imitated = imitation(gating.scores.reward[:, 0], self._usual)
+        imitated = imitated.masked_fill(gating.abstaining | ungated, 0.0)
         return replace(gating, gates=gates, imitation=imitated)
 
 
