@@ -139,7 +139,9 @@ def align(
 @app.command()
 def study(
     out: Annotated[Path, typer.Option("--out", help="Folder for cells, report and plots.")],
-    preset: Annotated[str, typer.Option(help="small (an hour on two cores) or full.")] = "small",
+    preset: Annotated[
+        str, typer.Option(help="small (an hour on two cores with bfloat16) or full.")
+    ] = "small",
     overrides: Overrides = None,
     params: Params = _PARAMS,
 ) -> None:
