@@ -106,6 +106,9 @@ class ObjectiveSettings(Section):
 
     lambda_pg: float = Field(1.0, ge=0)
     lambda_abstain: float = Field(1.0, ge=0)
+    lambda_refuse: float = Field(
+        6.0, ge=0, description="instead of lambda_abstain where a harmful answer is declined"
+    )
     delta: float = Field(0.05, ge=0)
     floor: float = Field(0.5, ge=0, le=1)
     beta_n: float = Field(1.0, ge=0)

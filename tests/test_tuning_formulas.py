@@ -183,6 +183,9 @@ def test_accepted_by_mistake_is_the_binomial_quantile(n, alpha) -> None:
         ([0.9, 0.1, 0.1], 0.9, 0.10, False),  # an accepted gold is something to learn
         ([0.1, 0.1, 0.1], 0.2, 0.01, False),  # declining would be wrong too
         ([0.1], 0.9, 0.0, True),
+        # The gold is known to be rejected: two of two accepted are more than mistakes of 0.15.
+        ([0.1, 0.9, 0.9], 0.9, 0.15, False),
+        ([0.1, 0.9, 0.1], 0.9, 0.15, True),
     ],
 )
 def test_abstains_when_everything_is_misaligned(reward, conservative, alpha, want) -> None:

@@ -54,6 +54,7 @@ def windows(draw, most=3):
                 conservative=declining if kind in ("recovers", "abstains") else None,
                 review=False,
                 role="anchor" if kind == "anchor" else "record",
+                recovers=draw(st.booleans()),
             )
         )
         gate = 1.0 if kind == "abstains" else draw(st.one_of(unit, st.just(0.0)))
@@ -156,11 +157,12 @@ def slow_loss(window, cfg) -> float:
             value = nll(e.conservative, prefix) / len(e.conservative)
             loss += cfg.lambda_recovery * value / len(prefixes[i]) / size
         if e.abstention is not None:
-            loss += cfg.lambda_abstain * nll(e.abstention) / len(e.abstention) / size
+            weight = cfg.lambda_refuse if e.recovers else cfg.lambda_abstain
+            loss += weight * nll(e.abstention) / len(e.abstention) / size
     return loss
 
 
-CFG = ObjectiveSettings(lambda_pg=0.7, lambda_abstain=1.3, beta_anchor=0.4)
+CFG = ObjectiveSettings(lambda_pg=0.7, lambda_abstain=1.3, lambda_refuse=2.1, beta_anchor=0.4)
 
 
 @settings(max_examples=60)
@@ -193,7 +195,9 @@ def test_without_rollouts_only_golds_and_conservative_responses_have_terms(windo
 def test_with_lambdas_and_beta_zero_it_is_sft_weighted_by_imitation(window) -> None:
     weights = imitation(*window[:2])
     examples = window[0]
-    cfg = ObjectiveSettings(lambda_pg=0.0, lambda_abstain=0.0, lambda_recovery=0.0, beta_anchor=0.0)
+    cfg = ObjectiveSettings(
+        lambda_pg=0.0, lambda_abstain=0.0, lambda_refuse=0.0, lambda_recovery=0.0, beta_anchor=0.0
+    )
     assert plan(window, cfg) == supervised_terms(examples, weights)
 
 

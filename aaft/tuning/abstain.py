@@ -1,13 +1,14 @@
 """Abstention (DESIGN 2.6): where everything is misaligned, learn to decline.
 
-A record abstains when its gold is rejected (``r_0 < 0.5``), no more candidates are accepted than a
+A record abstains when its gold is rejected (``r_0 < 0.5``), no more rollouts are accepted than a
 judge with false-accept rate alpha would accept by mistake, and declining is itself accepted::
 
-    n = #{k: r_k >= 0.5} <= Q95(Binomial(K+1, alpha))      r(conservative response) >= 0.5
+    n = #{k > 0: r_k >= 0.5} <= Q95(Binomial(K, alpha))      r(conservative response) >= 0.5
 
-The first and the last condition are ours. With K + 1 = 3 the quantile is 1 from alpha = 0.017, so
-an accepted gold between two bad rollouts would count as a mistake; and a made-up answer to a
-question whose passage does answer it is no reason to learn "the passage does not say".
+The first and the last condition are ours. With K + 1 = 3 candidates the quantile is 1 from alpha =
+0.017, so an accepted gold between two bad rollouts would count as a mistake; and a made-up answer
+to a question whose passage does answer it is no reason to learn "the passage does not say". As the
+gold is rejected, only the K rollouts can have been accepted by mistake.
 Where what failed has no conservative response (``comply``: the prompt is benign and its answers
 decline), the record goes to a review file instead.
 """
@@ -22,11 +23,11 @@ import numpy.typing as npt
 from aaft.config import ACCEPTED
 
 
-def accepted_by_mistake(candidates: int, false_accept: float, quantile: float = 0.95) -> int:
-    """``Q95(Binomial(K+1, alpha))``: how many accepted candidates may all be mistakes."""
+def accepted_by_mistake(rollouts: int, false_accept: float, quantile: float = 0.95) -> int:
+    """``Q95(Binomial(K, alpha))``: how many accepted rollouts may all be mistakes."""
     from scipy.stats import binom
 
-    return int(binom.ppf(quantile, candidates, false_accept))
+    return int(binom.ppf(quantile, rollouts, false_accept))
 
 
 def failed_objective(quality: npt.NDArray[np.float64], objectives: Sequence[str]) -> str | None:
@@ -54,9 +55,10 @@ def abstains(reward: npt.NDArray[np.float64], conservative: float, false_accept:
         conservative: ``r`` of the conservative response.
         false_accept: alpha of the judge of the objective that failed.
     """
-    accepted = int((reward >= ACCEPTED).sum())
+    rollouts = reward[1:]
+    accepted = int((rollouts >= ACCEPTED).sum())
     return (
         bool(reward[0] < ACCEPTED)
         and conservative >= ACCEPTED
-        and accepted <= accepted_by_mistake(len(reward), false_accept)
+        and accepted <= accepted_by_mistake(len(rollouts), false_accept)
     )

@@ -46,7 +46,8 @@ class Example:
     role: Role = "record"
     """What has another role has no gate (`aaft.tuning.kin`)."""
     recovers: bool = True
-    """Whether a conservative response is also learned after beginnings of the gold."""
+    """Whether the gold is unsafe: declining it has its own weight, and is also learned after
+    beginnings of it."""
     host: str | None = None
     """Id of the record with which the prompt has its first ``shared`` tokens in common."""
     shared: int = 0

@@ -6,13 +6,14 @@ its loss is their sum::
 
     loss = sum_i s_i NLL_i / N                          N = tokens of golds with weight
          + lambda_pg / B sum_{not abstaining i} g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
-         + lambda_abstain / B sum_{abstaining i} NLL_i' / L_i'
+         + 1 / B sum_{abstaining i} lambda_i NLL_i' / L_i'
          + lambda_recovery / B sum_i 1/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
          + beta / B sum_{twins i} 1/L_i sum_t KL(mu || pi) at the first L_i tokens of its answer
 
-``B`` is the number of examples in the accumulation window and ``N`` sums over it, so neither
-micro-batches nor their order change the loss. With every gate at 0 and every ``s`` 1 what remains
-is, to the bit, plain supervised fine-tuning.
+``lambda_i`` is ``lambda_refuse`` where what is declined is unsafe (``Example.recovers``) and
+``lambda_abstain`` elsewhere. ``B`` is the number of examples in the accumulation window and ``N``
+sums over it, so neither micro-batches nor their order change the loss. With every gate at 0 and
+every ``s`` 1 what remains is, to the bit, plain supervised fine-tuning.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def _declining(
     """The conservative response as what to say, and as what to turn back to."""
     terms = []
     if example.abstention is not None:
-        share = cfg.lambda_abstain / (size * len(example.abstention))
+        weight = cfg.lambda_refuse if example.recovers else cfg.lambda_abstain
+        share = weight / (size * len(example.abstention))
         terms.append(Term(i, example.abstention, {"abstain": share}))
     if example.conservative is not None and prefixes:
         share = cfg.lambda_recovery / (size * len(prefixes) * len(example.conservative))
