@@ -98,12 +98,12 @@ _TRAIN: Mapping[str, JsonValue] = {
 }
 
 PRESETS: Mapping[str, StudyConfig] = {
-    # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16).
+    # An hour on two slow cores (400 GFLOP/s of bfloat16), fitting the judges' heads included.
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
-        rows=120,
-        bench_limit=48,
+        rows=100,
+        bench_limit=32,
         max_new_tokens=24,
         workers=2,
         train=dict(_TRAIN),
