@@ -98,7 +98,8 @@ _TRAIN: Mapping[str, JsonValue] = {
 }
 
 PRESETS: Mapping[str, StudyConfig] = {
-    # An hour on two slow cores (400 GFLOP/s of bfloat16), fitting the judges' heads included.
+    # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16), fitting the judges' heads
+    # included; reckoned from a larger run (docs/study.md).
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
