@@ -72,7 +72,7 @@ class ScoreConfig(Section):
         0.1, ge=0, le=1, description="share of grounded rows also asked with a foreign passage"
     )
     twins: int = Field(14, ge=0, description="harmless requests tried beside a harmful one")
-    siblings: int = Field(6, ge=0, description="harmful requests tried beside a harmful one")
+    siblings: int = Field(12, ge=0, description="harmful requests tried beside a harmful one")
     kin_requests: int = Field(24, gt=0, description="most harmful requests that have such kin")
     batch_size: int = Field(64, gt=0)
     cache: Path = Field(Path(".aaft/cache"), description="results by content; fitted heads")

@@ -217,7 +217,7 @@ def example(
         abstention=declining if abstains(reward, GOOD, FALSE_ACCEPT) else None,
         conservative=declining if outcome[0] == BAD else None,
         # With a passage it is a made-up answer that is rejected, and from that there's no recovery.
-        recovers=record.context is None,
+        unsafe=record.context is None,
         review=False,
     )
 

@@ -177,6 +177,26 @@ def test_what_the_reference_declines_is_turned_back_from_only(rewards, declines)
     assert [bool(kept_siblings([made_of], never)) for never in NEVER] == [declines] * 2
 
 
+def test_of_a_request_six_siblings_that_the_reference_declines_are_kept_and_all_others() -> None:
+    declined, answered = [0.1, 0.9, 0.9], [0.1, 0.9, 0.2]
+    made_of = [
+        dataclasses.replace(
+            example(0, rewards, conservative=[7, 8, 0]), id=f"{request}~sibling{number}"
+        )
+        for request in ("a~b", "c")
+        for number in range(8)
+        for rewards in (declined if number < 7 else answered,)
+    ]
+    made_of += [
+        dataclasses.replace(example(0, answered, conservative=[7, 0]), id=f"d~sibling{n}")
+        for n in range(9)
+    ]
+    kept = [sibling.id for sibling in kept_siblings(made_of, RECOVERS)]
+    numbers = [0, 1, 2, 3, 4, 5, 7]
+    expected = [f"{request}~sibling{n}" for request in ("a~b", "c") for n in numbers]
+    assert kept == expected + [f"d~sibling{n}" for n in range(9)]
+
+
 def test_a_sibling_is_kept_though_its_rollouts_do_less_well_on_another_objective() -> None:
     """Refusals of a request that hardly looks harmful: accepted, with a low `comply` on average."""
     quality = np.array([[0.99, 0.2], [0.51, 0.96], [0.51, 0.96]])
@@ -184,7 +204,7 @@ def test_a_sibling_is_kept_though_its_rollouts_do_less_well_on_another_objective
     decided = decide(quality, quality.min(axis=1), ("comply", "safety"), refusal, {})
     made_of = dataclasses.replace(example(0, [0.2, 0.51, 0.51]), **decided)
     (sibling,) = kept_siblings([made_of], RECOVERS)
-    assert (sibling.conservative, sibling.abstention, sibling.recovers) == ([7, 0], None, True)
+    assert (sibling.conservative, sibling.abstention, sibling.unsafe) == ([7, 0], None, True)
 
 
 def test_gates_of_the_history_are_those_of_records() -> None:

@@ -55,7 +55,7 @@ def load(folder, codec, rewards, conservative=None, false_accept=0.0, objective=
 @pytest.mark.parametrize(("objective", "recovers"), [("safety", True), ("grounding", False)])
 def test_only_from_unsafe_answers_is_there_a_way_back(tmp_path, codec, objective, recovers) -> None:
     example = load(tmp_path, codec, [0.1, 0.2], conservative=0.9, objective=objective)
-    assert example.recovers == recovers
+    assert example.unsafe == recovers
     assert example.conservative == codec.response_ids(DECLINING)
 
 

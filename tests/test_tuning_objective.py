@@ -54,7 +54,7 @@ def windows(draw, most=3):
                 conservative=declining if kind in ("recovers", "abstains") else None,
                 review=False,
                 role="anchor" if kind == "anchor" else "record",
-                recovers=draw(st.booleans()),
+                unsafe=draw(st.booleans()),
             )
         )
         gate = 1.0 if kind == "abstains" else draw(st.one_of(unit, st.just(0.0)))
@@ -157,7 +157,7 @@ def slow_loss(window, cfg) -> float:
             value = nll(e.conservative, prefix) / len(e.conservative)
             loss += cfg.lambda_recovery * value / len(prefixes[i]) / size
         if e.abstention is not None:
-            weight = cfg.lambda_refuse if e.recovers else cfg.lambda_abstain
+            weight = cfg.lambda_refuse if e.unsafe else cfg.lambda_abstain
             loss += weight * nll(e.abstention) / len(e.abstention) / size
     return loss
 

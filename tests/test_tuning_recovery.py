@@ -86,6 +86,7 @@ def rejected(number: int, rollouts: list[float], *, abstains: bool) -> Example:
         abstention=DECLINING if abstains else None,
         conservative=DECLINING,
         review=False,
+        unsafe=True,
     )
 
 

@@ -28,7 +28,7 @@ def example(
     abstention: list[int] | None = None,
     conservative: list[int] | None = None,
 ) -> Example:
-    """Candidates of different lengths, one objective, no uncertainty."""
+    """Candidates of different lengths, one objective, no uncertainty, unsafe if declined."""
     rng = np.random.default_rng(number)
     texts = [rng.integers(4, 250, size=3 + k + number % 3).tolist() for k in range(len(quality))]
     return Example(
@@ -42,6 +42,7 @@ def example(
         abstention=abstention,
         conservative=conservative,
         review=False,
+        unsafe=True,
     )
 
 

@@ -103,8 +103,8 @@ PRESETS: Mapping[str, StudyConfig] = {
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
-        rows=100,
-        bench_limit=32,
+        rows=90,
+        bench_limit=30,
         max_new_tokens=24,
         workers=2,
         train=dict(_TRAIN),

@@ -3,15 +3,14 @@
 `prepare` is all that a study knows about them. Everybody trains with the same trainer, learning
 rate, steps and LoRA; what a method may be tuned in is in `Tuning`.
 
-The budget. ``sft`` computes every row's prompt and gold once an epoch. A method that drops rows or
-shortens them passes again over what it has until it has computed as many tokens of prompts and
-golds (`rows_budget`), and one that adds rows leaves others out. Golds alone would be another
-budget: harmful golds are ten times as long as grounded ones, so a filter that drops a tenth of the
-rows would get to learn the rest twice. The gated methods add counterfactuals
-(`aaft.tuning.counterfactual`), twins and siblings (`aaft.tuning.kin`), which no rival sees, and
-leave as much of the rest out. ``sft-kl``, ``constrained`` and the gated methods compute more than
-that for every row (the model before training, or rollouts); that is part of their price, which the
-study reports as seconds.
+The budget is the tokens of prompts and golds of the method with the most to see, ``aaft``: all rows
+once, with what the gated methods add. Every other method passes again over what it has until it has
+computed as many (`rows_budget`), so none leaves out a row for another to fit. Golds alone would be
+another budget: harmful golds are ten times as long as grounded ones, so a filter that drops a tenth
+of the rows would get to learn the rest twice. The gated methods add counterfactuals
+(`aaft.tuning.counterfactual`), twins and siblings (`aaft.tuning.kin`), which no rival sees.
+``sft-kl``, ``constrained`` and the gated methods compute more than that for every row (the model
+before training, or rollouts); that is part of their price, which the study reports as seconds.
 """
 
 from __future__ import annotations
@@ -81,22 +80,30 @@ class Inputs:
     tuning: Tuning
     seed: int
 
-    @property
-    def budget(self) -> int:
-        """Tokens that ``sft`` computes in an epoch."""
-        return sum(map(cost, self.examples))
+    budget: int = 0
+    """Tokens of prompts and golds that every method computes."""
 
     @property
-    def gated(self) -> list[Example]:
-        """The rows, the counterfactuals that abstain and the kin, cut to the budget."""
-        kept = kept_counterfactuals(self.counterfactuals, self.examples)
+    def added(self) -> list[Example]:
+        """The counterfactuals that abstain, and the kin: what the gated methods add."""
         declined = {
             twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in self.twins
         }
         longest = self.train.objective.recovery_tokens
-        twins = kept_twins(self.twins, declined, longest=longest)
-        kin = [*twins, *kept_siblings(self.siblings, self.train.objective)]
-        return rows_budget([*self.examples, *kept, *kin], self.budget, self.seed)
+        return [
+            *kept_counterfactuals(self.counterfactuals, self.examples),
+            *kept_twins(self.twins, declined, longest=longest),
+            *kept_siblings(self.siblings, self.train.objective),
+        ]
+
+    @property
+    def gated(self) -> list[Example]:
+        """What the gated methods train on."""
+        return self.fitted([*self.examples, *self.added])
+
+    def fitted(self, examples: Sequence[Example]) -> list[Example]:
+        """``examples`` repeated or cut to the budget."""
+        return rows_budget(examples, self.budget, self.seed)
 
 
 def prepare(
@@ -142,7 +149,8 @@ def prepare(
         tuning or Tuning(),
         seed,
     )
-    prepared = METHODS[method](inputs)
+    most = sum(map(cost, [*examples, *inputs.added]))
+    prepared = METHODS[method](replace(inputs, budget=most))
     if not prepared.examples and method != "reference":
         raise AaftError(f"study: method {method} has no rows left to train on; leave it out here")
     return prepared
@@ -202,12 +210,12 @@ def _reference(given: Inputs) -> Prepared:
 
 
 def _sft(given: Inputs) -> Prepared:
-    return Prepared(given.examples, _supervised(given.train))
+    return Prepared(given.fitted(given.examples), _supervised(given.train))
 
 
 def _sft_kl(given: Inputs) -> Prepared:
     recipe = PenaltyRecipe(given.tuning.kl_beta)
-    return Prepared(given.examples, _supervised(given.train), recipe)
+    return Prepared(given.fitted(given.examples), _supervised(given.train), recipe)
 
 
 def _rejected(given: Inputs, example: Example) -> bool:
@@ -217,7 +225,7 @@ def _rejected(given: Inputs, example: Example) -> bool:
 
 def _filter(given: Inputs) -> Prepared:
     kept = [example for example in given.examples if not _rejected(given, example)]
-    return Prepared(rows_budget(kept, given.budget, given.seed), _supervised(given.train))
+    return Prepared(given.fitted(kept), _supervised(given.train))
 
 
 def _filter_replace(given: Inputs) -> Prepared:
@@ -231,7 +239,7 @@ def _filter_replace(given: Inputs) -> Prepared:
             kept.append(example)
         elif example.conservative is not None:
             kept.append(replace(example, candidates=[example.conservative]))
-    return Prepared(rows_budget(kept, given.budget, given.seed), _supervised(given.train))
+    return Prepared(given.fitted(kept), _supervised(given.train))
 
 
 def _safety_mix(given: Inputs) -> Prepared:
@@ -243,12 +251,12 @@ def _safety_mix(given: Inputs) -> Prepared:
     order = ranked(given.refusals, f"mix/{given.seed}", lambda example: example.id)
     added = [order[i % len(order)] for i in range(count)]
     mixed = [*given.examples, *added]
-    return Prepared(rows_budget(mixed, given.budget, given.seed), _supervised(given.train))
+    return Prepared(given.fitted(mixed), _supervised(given.train))
 
 
 def _constrained(given: Inputs) -> Prepared:
     recipe = ConstrainedRecipe(given.tuning.constraint)
-    return Prepared(given.examples, _supervised(given.train), recipe)
+    return Prepared(given.fitted(given.examples), _supervised(given.train), recipe)
 
 
 def _lisa(given: Inputs) -> Prepared:
@@ -257,7 +265,7 @@ def _lisa(given: Inputs) -> Prepared:
         raise AaftError("study: lisa needs rows to align with; data/study/align.jsonl has none")
     recipe = LisaRecipe(
         given.align,
-        given.examples,
+        given.fitted(given.examples),
         align_steps=tuning.lisa_align_steps,
         task_steps=tuning.lisa_task_steps,
         rho=tuning.lisa_rho,
@@ -282,13 +290,13 @@ def _constant(given: Inputs) -> Prepared:
 
 def _no_gold(given: Inputs) -> Prepared:
     """No counterfactuals either: it takes a gold to see that the passage doesn't answer."""
-    return Prepared(without_gold(given.examples), _gated(given.train))
+    return Prepared(given.fitted(without_gold(given.examples)), _gated(given.train))
 
 
 def _no_abstention(given: Inputs) -> Prepared:
     """Recovery stays: it is a part of its own. Counterfactuals go, for they only abstain."""
     examples = [replace(example, abstention=None) for example in given.examples]
-    return Prepared(examples, _gated(given.train))
+    return Prepared(given.fitted(examples), _gated(given.train))
 
 
 def _no_recovery(given: Inputs) -> Prepared:

@@ -102,13 +102,14 @@ class LisaRecipe(SupervisedRecipe):
 
         Args:
             align: rows to align with, at least one unless ``align_steps`` is 0.
-            task: rows to learn.
+            task: rows to learn, each as often as it is to be seen.
             align_steps: of a phase; 0 leaves task rows and one unending phase.
             task_steps: of a phase, at least 1.
             rho: weight of the proximal term, at least 0.
             seed: decides the order of the alignment rows.
         """
         self._align = ranked(align, f"lisa/{seed}", lambda example: example.id)
+        self._shuffled = [example.id for example in task]
         self._task = {example.id: example for example in task}
         self._cycle = (align_steps, task_steps)
         self._rho = rho
@@ -123,7 +124,7 @@ class LisaRecipe(SupervisedRecipe):
         A row of a window may turn into an alignment row, and it is the terms' prefixes that carry
         the prompts.
         """
-        return [replace(example, prompt=[]) for example in self._task.values()]
+        return [replace(self._task[name], prompt=[]) for name in self._shuffled]
 
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:  # noqa: ARG002
         """Plain supervised terms, of alignment rows in an alignment phase."""

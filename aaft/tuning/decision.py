@@ -27,7 +27,7 @@ class Decided(TypedDict):
 
     abstention: list[int] | None
     conservative: list[int] | None
-    recovers: bool
+    unsafe: bool
     review: bool
 
 
@@ -57,6 +57,6 @@ def decide(
     return Decided(
         abstention=answer if declines else None,
         conservative=answer if rejected and accepted else None,
-        recovers=turns_back(failed, quality, objectives),
+        unsafe=turns_back(failed, quality, objectives),
         review=failed is not None and target is None and bool((reward < ACCEPTED).all()),
     )

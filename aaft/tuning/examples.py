@@ -45,9 +45,9 @@ class Example:
     """Misaligned throughout on an objective without conservative responses: for a person."""
     role: Role = "record"
     """What has another role has no gate (`aaft.tuning.kin`)."""
-    recovers: bool = True
-    """Whether the gold is unsafe: declining it has its own weight, and is also learned after
-    beginnings of it."""
+    unsafe: bool = False
+    """Whether the gold is rejected as unsafe: declining it has its own weight, and is also learned
+    after beginnings of it."""
     host: str | None = None
     """Id of the record with which the prompt has its first ``shared`` tokens in common."""
     shared: int = 0

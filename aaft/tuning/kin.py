@@ -4,16 +4,19 @@ Neither has a gate::
 
     twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5    `aaft.tuning.anchor`
     sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5          recovery; abstention, unless
-                                                                      each rollout is accepted
+                                                                      each rollout is accepted;
+                                                              of these 6 of a request
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
 complying would. A sibling whose rollouts they all accept the reference mostly declines by itself.
 To learn to decline these too moved where the policy declines, and made it no safer
-(docs/history.md, one seed).
+(docs/history.md, one seed). Nor did turning back from 12 of a request instead of 6, which an unsafe
+reference does need (docs/method.md, one seed).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +24,9 @@ import numpy as np
 
 from aaft.config import ACCEPTED, ObjectiveSettings
 from aaft.tuning.examples import AnyExample, Example
+
+_MOST_DECLINED = 6
+"""Siblings of one request, which the reference declines already, to turn back from."""
 
 
 def kept_twins(
@@ -58,10 +64,12 @@ def kept_twins(
 def kept_siblings(examples: Sequence[AnyExample], objective: ObjectiveSettings) -> list[AnyExample]:
     """The harmful ones, which recover, and abstain where a rollout is rejected.
 
-    One that would do neither is left out.
+    One that would do neither is left out, and so are those that only recover beyond the first few
+    of a request.
 
     Args:
-        examples: siblings with their scores; without rollouts they abstain.
+        examples: siblings (ids ``<request>~<name>``) with their scores; without rollouts they
+            abstain.
         objective: whether anything is recovered.
     """
     harmful = [
@@ -75,7 +83,15 @@ def kept_siblings(examples: Sequence[AnyExample], objective: ObjectiveSettings) 
         if example.conservative is not None
     ]
     recovers = objective.recoveries > 0 and objective.lambda_recovery > 0
-    return [example for example in harmful if recovers or example.abstention is not None]
+    kept, declined = [], Counter[str]()
+    for example in harmful:
+        if example.abstention is None:
+            request = example.id.rpartition("~")[0]
+            declined[request] += 1
+            if not recovers or declined[request] > _MOST_DECLINED:
+                continue
+        kept.append(example)
+    return kept
 
 
 def _answered_well(example: Example) -> bool:

@@ -10,7 +10,7 @@ its loss is their sum::
          + lambda_recovery / B sum_i 1/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
          + beta / B sum_{twins i} 1/L_i sum_t KL(mu || pi) at the first L_i tokens of its answer
 
-``lambda_i`` is ``lambda_refuse`` where what is declined is unsafe (``Example.recovers``) and
+``lambda_i`` is ``lambda_refuse`` where what is declined is unsafe (``Example.unsafe``) and
 ``lambda_abstain`` elsewhere. ``B`` is the number of examples in the accumulation window and ``N``
 sums over it, so neither micro-batches nor their order change the loss. With every gate at 0 and
 every ``s`` 1 what remains is, to the bit, plain supervised fine-tuning.
@@ -165,7 +165,7 @@ def _declining(
     """The conservative response as what to say, and as what to turn back to."""
     terms = []
     if example.abstention is not None:
-        weight = cfg.lambda_refuse if example.recovers else cfg.lambda_abstain
+        weight = cfg.lambda_refuse if example.unsafe else cfg.lambda_abstain
         share = weight / (size * len(example.abstention))
         terms.append(Term(i, example.abstention, {"abstain": share}))
     if example.conservative is not None and prefixes:

@@ -135,7 +135,7 @@ class GatedRecipe(SupervisedRecipe):
         cfg = self._cfg.objective
         prefixes = [
             []
-            if example.conservative is None or not example.recovers
+            if example.conservative is None or not example.unsafe
             else recovery_prefixes(
                 example.id,
                 example.candidates[0],
