@@ -46,8 +46,8 @@ class Example:
     role: Role = "record"
     """What has another role has no gate (`aaft.tuning.kin`)."""
     unsafe: bool = False
-    """Whether the gold is rejected as unsafe: declining it has its own weight, and is also learned
-    after beginnings of it."""
+    """Whether it is for safety that the gold is rejected (`aaft.tuning.recovery.turns_back`):
+    declining has its own weight then, and is also learned after beginnings of the gold."""
     host: str | None = None
     """Id of the record with which the prompt has its first ``shared`` tokens in common."""
     shared: int = 0

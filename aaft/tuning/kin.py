@@ -4,14 +4,16 @@ Neither has a gate::
 
     twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5    `aaft.tuning.anchor`
     sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5          recovery; abstention, unless
-                                                                      each rollout is accepted;
-                                                              of these 6 of a request
+                                                                      each rollout is accepted
+
+Of the siblings that only recover, because each rollout is accepted, 6 of a request are kept.
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
 complying would. A sibling whose rollouts they all accept the reference mostly declines by itself.
 To learn to decline these too moved where the policy declines, and made it no safer
-(docs/history.md, one seed). Nor did turning back from 12 of a request instead of 6, which an unsafe
-reference does need (docs/method.md, one seed).
+(docs/history.md, one seed). From twelve siblings of a request instead of six an unsafe reference
+got safer, and an aligned one, which declines nearly all of them by itself, only declined more
+(docs/method.md, one seed): so those are capped, and the others are not.
 """
 
 from __future__ import annotations

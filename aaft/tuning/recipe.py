@@ -121,7 +121,8 @@ class GatedRecipe(SupervisedRecipe):
 
     def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
         """Ask ``mu`` what it says to the twins."""
-        anchors = [example for example in examples if example.role == "anchor"]
+        # One may be there twice.
+        anchors = list({e.id: e for e in examples if e.role == "anchor"}.values())
         if not anchors:
             return
         with trainer.shown("reference", len(anchors), "twins") as advance:
