@@ -182,29 +182,48 @@ def test_a_rival_without_its_rows_says_so(method) -> None:
         made(method, align=[])
 
 
+def hosted(number: int) -> ScoredExample:
+    """A counterfactual whose prompt begins as that of a row of `MANY` does."""
+    asked = scored(250 + number, [0.1])
+    return replace(asked, prompt=[*MANY[-1 - number].prompt, 7])
+
+
+MANY = [*EXAMPLES, *(scored(100 + i, [0.97, 0.98, 0.6]) for i in range(60))]
+ADDED = {"counterfactuals": [*SWAPPED, *map(hosted, range(5))], **KIN}
+FEW = EXAMPLES[:6]
+
+
+@pytest.mark.parametrize("rows", [MANY, FEW])
 @pytest.mark.parametrize("method", [name for name in TRAINED if name != "lisa"])
-def test_every_method_computes_as_many_tokens_as_aaft_which_sees_everything_once(method) -> None:
-    added = {"counterfactuals": SWAPPED, **KIN}
-    most = made("aaft", MANY, **added)
+def test_every_method_gets_as_many_tokens_as_aaft_which_sees_everything_once(method, rows) -> None:
+    most = made("aaft", rows, **ADDED)
     names = [e.id for e in most.examples]
     assert len(set(names)) == len(names)
-    assert set(names) >= {e.id for e in MANY} | {"r60", "r61", "r62", "r80", "r81", "r90", "r91"}
-    prepared = made(method, MANY, **added)
-    longest = max(map(cost, MANY))
+    assert set(names) >= {e.id for e in rows} | {"r60", "r61", "r62", "r80", "r81", "r90", "r91"}
+    assert sum(e.host is not None for e in most.examples) == (5 if rows is MANY else 0)
+    prepared = made(method, rows, **ADDED)
+    longest = max(map(cost, [*rows, *ALIGN]))
     assert abs(spent(prepared) - spent(most)) <= longest / 2 + 1
 
 
 def test_no_rival_leaves_out_a_row_that_it_does_not_reject() -> None:
-    added = {"counterfactuals": SWAPPED, **KIN}
-    for method in ("sft", "sft-kl", "constrained", "lisa"):
-        assert {e.id for e in made(method, MANY, **added).examples} == {e.id for e in MANY}
-    for method in ("filter", "filter-replace"):
-        assert {e.id for e in made(method, MANY, **added).examples} >= {e.id for e in GOOD}
+    everything = {e.id for e in MANY}
+    accepted = everything - {e.id for e in [*BAD, *MIXED, *HOPELESS]}
+    for method in ("sft", "sft-kl", "constrained"):
+        assert {e.id for e in made(method, MANY, **ADDED).examples} == everything
+    assert {e.id for e in made("filter", MANY, **ADDED).examples} == accepted
+    replaced = {e.id for e in made("filter-replace", MANY, **ADDED).examples}
+    assert replaced == everything - {e.id for e in HOPELESS}
 
 
-def test_lisa_sees_as_many_rows_as_sft() -> None:
-    added = {"counterfactuals": SWAPPED, **KIN}
-    sft, lisa = (made(name, MANY, **added) for name in ("sft", "lisa"))
+def test_safety_mix_leaves_out_rows_where_aaft_adds_less_than_it() -> None:
+    names = {e.id for e in made("safety-mix", MANY).examples}
+    assert not {e.id for e in MANY} <= names
+    assert spent(made("safety-mix", MANY)) <= spent(made("sft", MANY)) + 10
+
+
+def test_lisa_has_the_rows_and_the_steps_of_sft() -> None:
+    sft, lisa = (made(name, MANY, **ADDED) for name in ("sft", "lisa"))
     assert [e.id for e in lisa.examples] == [e.id for e in sft.examples]
     assert len(lisa.examples) > len(MANY)
     assert len(trained(lisa).history) == len(trained(sft).history)
@@ -253,7 +272,6 @@ def test_a_budget_that_fits_changes_nothing() -> None:
 
 
 WITHOUT = ("aaft-nogold", "aaft-noabstain")
-MANY = [*EXAMPLES, *(scored(100 + i, [0.97, 0.98, 0.6]) for i in range(60))]
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -98,13 +98,13 @@ _TRAIN: Mapping[str, JsonValue] = {
 }
 
 PRESETS: Mapping[str, StudyConfig] = {
-    # Meant for an hour on two slow cores (400 GFLOP/s of bfloat16), fitting the judges' heads
-    # included; reckoned from a larger run (docs/study.md).
+    # Meant for an hour on two cores with bfloat16 (400 GFLOP/s), fitting the judges' heads
+    # included; reckoned from a run of 90 rows and 30 prompts (docs/study.md).
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
-        rows=90,
-        bench_limit=30,
+        rows=75,
+        bench_limit=28,
         max_new_tokens=24,
         workers=2,
         train=dict(_TRAIN),

@@ -1,11 +1,14 @@
 """The methods of the study: each makes its own examples, settings and recipe of the same signal.
 
 `prepare` is all that a study knows about them. Everybody trains with the same trainer, learning
-rate, steps and LoRA; what a method may be tuned in is in `Tuning`.
+rate, rows a step and LoRA; what a method may be tuned in is in `Tuning`.
 
-The budget is the tokens of prompts and golds of the method with the most to see, ``aaft``: all rows
-once, with what the gated methods add. Every other method passes again over what it has until it has
-computed as many (`rows_budget`), so none leaves out a row for another to fit. Golds alone would be
+The budget is the tokens of prompts and golds that ``aaft`` has to see: all rows once, with what the
+gated methods add. Every other method passes again over what it has until it has as many
+(`rows_budget`). So a gated method leaves out no row for its additions to fit; ``safety-mix`` does
+where its own are more, and in an alignment step of ``lisa`` alignment rows take the place of its
+rows. How much a scenario adds depends on its poison, its start and its judges, and so does how long
+everybody trains in it: methods are compared within a scenario. Golds alone would be
 another budget: harmful golds are ten times as long as grounded ones, so a filter that drops a tenth
 of the rows would get to learn the rest twice. The gated methods add counterfactuals
 (`aaft.tuning.counterfactual`), twins and siblings (`aaft.tuning.kin`), which no rival sees.
@@ -79,9 +82,8 @@ class Inputs:
     train: TrainConfig
     tuning: Tuning
     seed: int
-
-    budget: int = 0
-    """Tokens of prompts and golds that every method computes."""
+    budget: int | None = None
+    """Tokens of prompts and golds that every method gets; `prepare` sets it."""
 
     @property
     def added(self) -> list[Example]:
@@ -103,6 +105,8 @@ class Inputs:
 
     def fitted(self, examples: Sequence[Example]) -> list[Example]:
         """``examples`` repeated or cut to the budget."""
+        if self.budget is None:
+            raise ValueError("no budget is set")
         return rows_budget(examples, self.budget, self.seed)
 
 

@@ -109,7 +109,7 @@ class LisaRecipe(SupervisedRecipe):
             seed: decides the order of the alignment rows.
         """
         self._align = ranked(align, f"lisa/{seed}", lambda example: example.id)
-        self._shuffled = [example.id for example in task]
+        self._seen = list(task)
         self._task = {example.id: example for example in task}
         self._cycle = (align_steps, task_steps)
         self._rho = rho
@@ -124,7 +124,7 @@ class LisaRecipe(SupervisedRecipe):
         A row of a window may turn into an alignment row, and it is the terms' prefixes that carry
         the prompts.
         """
-        return [replace(self._task[name], prompt=[]) for name in self._shuffled]
+        return [replace(example, prompt=[]) for example in self._seen]
 
     def plan(self, trainer: Trainer, window: Sequence[Example], epoch: int) -> Plan:  # noqa: ARG002
         """Plain supervised terms, of alignment rows in an alignment phase."""
