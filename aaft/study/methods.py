@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aaft.config import ACCEPTED, Config, TrainConfig
+from aaft.config import ACCEPTED, Config, ObjectiveSettings, TrainConfig
 from aaft.data.text import ranked
 from aaft.errors import AaftError
 from aaft.study.rivals import (
@@ -82,32 +82,37 @@ class Inputs:
     train: TrainConfig
     tuning: Tuning
     seed: int
-    budget: int | None = None
-    """Tokens of prompts and golds that every method gets; `prepare` sets it."""
-
-    @property
-    def added(self) -> list[Example]:
-        """The counterfactuals that abstain, and the kin: what the gated methods add."""
-        declined = {
-            twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in self.twins
-        }
-        longest = self.train.objective.recovery_tokens
-        return [
-            *kept_counterfactuals(self.counterfactuals, self.examples),
-            *kept_twins(self.twins, declined, longest=longest),
-            *kept_siblings(self.siblings, self.train.objective),
-        ]
+    budget: int
+    """Tokens of prompts and golds that every method gets."""
 
     @property
     def gated(self) -> list[Example]:
         """What the gated methods train on."""
-        return self.fitted([*self.examples, *self.added])
+        rows = gated_rows(
+            self.examples, self.counterfactuals, self.twins, self.siblings, self.train.objective
+        )
+        return self.fitted(rows)
 
     def fitted(self, examples: Sequence[Example]) -> list[Example]:
         """``examples`` repeated or cut to the budget."""
-        if self.budget is None:
-            raise ValueError("no budget is set")
         return rows_budget(examples, self.budget, self.seed)
+
+
+def gated_rows(
+    examples: Sequence[ScoredExample],
+    counterfactuals: Sequence[ScoredExample],
+    twins: Sequence[ScoredExample],
+    siblings: Sequence[ScoredExample],
+    objective: ObjectiveSettings,
+) -> list[Example]:
+    """The rows, the counterfactuals that abstain and the kin, each once."""
+    declined = {twin.id: float(worst(twin.declining["safety"].quality[None])[0]) for twin in twins}
+    return [
+        *examples,
+        *kept_counterfactuals(counterfactuals, examples),
+        *kept_twins(twins, declined, longest=objective.recovery_tokens),
+        *kept_siblings(siblings, objective),
+    ]
 
 
 def prepare(
@@ -142,6 +147,7 @@ def prepare(
     """
     if method not in METHODS:
         raise AaftError(f"study.methods: no method {method!r}; one of {', '.join(METHODS)}")
+    most = gated_rows(examples, counterfactuals, twins, siblings, cfg.train.objective)
     inputs = Inputs(
         examples,
         counterfactuals,
@@ -152,9 +158,9 @@ def prepare(
         cfg.train,
         tuning or Tuning(),
         seed,
+        sum(map(cost, most)),
     )
-    most = sum(map(cost, [*examples, *inputs.added]))
-    prepared = METHODS[method](replace(inputs, budget=most))
+    prepared = METHODS[method](inputs)
     if not prepared.examples and method != "reference":
         raise AaftError(f"study: method {method} has no rows left to train on; leave it out here")
     return prepared
