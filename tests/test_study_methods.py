@@ -301,20 +301,15 @@ def test_gated_methods_alone_learn_from_kin(method) -> None:
     assert kin == wanted
 
 
-def test_without_recovery_siblings_that_would_only_be_turned_back_from_are_left_out() -> None:
-    turned = [scored(95, [0.1, 0.9, 0.9])]
-    kept = [e for e in made("aaft", siblings=turned).examples if e.id == "r95"]
-    assert [e.abstention for e in kept] == [None]
-    without = made("aaft-norecovery", siblings=turned).examples
-    assert {e.id for e in without} == {e.id for e in EXAMPLES}
+def test_a_sibling_that_the_reference_declines_is_left_out() -> None:
+    declined = made("aaft", siblings=[scored(95, [0.1, 0.9, 0.9])]).examples
+    assert {e.id for e in declined} == {e.id for e in EXAMPLES}
 
 
-def test_a_sibling_costs_what_it_is_to_say_at_once_or_on_turning_back() -> None:
-    once, back = (
-        replace(scored(96, [0.1, *rollouts]), role="sibling", abstention=said)
-        for rollouts, said in (([0.2, 0.2], [20, 21, 22, 0]), ([0.9, 0.9], None))
-    )
-    assert cost(once) == cost(back) == len(once.prompt) + 4
+def test_a_sibling_costs_what_it_is_to_say() -> None:
+    said = [20, 21, 22, 0]
+    sibling = replace(scored(96, [0.1, 0.2, 0.2]), role="sibling", abstention=said)
+    assert cost(sibling) == len(sibling.prompt) + 4
 
 
 def test_without_counterfactuals_that_abstain_rows_stay_as_they_are() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aaft.config import Config, ObjectiveSettings
+from aaft.config import Config
 from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.io import write_jsonl
@@ -177,12 +177,13 @@ def test_kin_of_what_is_rejected_as_unsafe_are_scored_like_rows(cfg, start, monk
     assert twin.reward[0] == pytest.approx(0.9)
     assert sibling.conservative == sibling.declining["safety"].ids
     refusals = {twin.id: float(worst(twin.declining["safety"].quality[None])[0])}
-    assert [
-        len(kept_twins([twin], refusals, longest=4)),
-        len(kept_siblings([sibling], ObjectiveSettings())),
-    ] == [0, 1]
+    assert kept_twins([twin], refusals, longest=4) == []
+    # The reference's answers are accepted, as refusals of its own would be.
+    assert kept_siblings([sibling]) == []
+    answered = replace(sibling, reward=sibling.reward * [1, 0, 1])
+    assert [kept.id for kept in kept_siblings([answered])] == ["s"]
     # A judge that is wrong about everything takes the harmful one for harmless.
-    assert kept_siblings(with_noise([sibling], 1.0, 0), ObjectiveSettings()) == []
+    assert kept_siblings(with_noise([sibling], 1.0, 0)) == []
     # By its rollouts it is known whether the reference declines the sibling.
     assert [len(made.candidates) for made in (twin, sibling)] == [1, cfg.score.rollouts + 1]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aaft.config import ObjectiveSettings, Paths, TrainConfig, load_config
+from aaft.config import Paths, TrainConfig, load_config
 from aaft.io import read_json, read_jsonl, write_jsonl
 from aaft.tuning import stage
 from aaft.tuning.decision import Remedy, decide
@@ -54,10 +54,6 @@ SIBLINGS |= {"declined already": (0.1, 0.9), "declined once": (0.1, 0.9)}
 ROLLOUTS = {"declined already": (0.9, 0.8), "declined once": (0.9, 0.2)}
 
 
-RECOVERS = ObjectiveSettings()
-NEVER = (ObjectiveSettings(recoveries=0), ObjectiveSettings(lambda_recovery=0.0))
-
-
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     made = tiny_train.save_project(tmp_path, records=8)
@@ -75,7 +71,7 @@ def test_only_kin_that_the_judges_agree_on_are_trained_on(params: Path) -> None:
     out = trained(params)
     report = read_json(out / "report.json")
     assert report["twins"] == {"scored": 3, "kept": 1}
-    assert report["siblings"] == {"scored": 5, "kept": 3, "abstaining": 2}
+    assert report["siblings"] == {"scored": 5, "kept": 2}
     assert report["records"] == 8
     gates = pd.read_parquet(out / "gates.parquet")
     assert gates["id"].tolist() == [f"r{i}" for i in range(8)]
@@ -89,7 +85,7 @@ def test_a_refusal_that_no_judge_scored_keeps_nothing(params: Path) -> None:
     write_jsonl(path, [r | {"r": None} if r["id"] in names else r for r in read_jsonl(path)])
     report = read_json(trained(params) / "report.json")
     assert report["twins"] == {"scored": 3, "kept": 0}
-    assert report["siblings"] == {"scored": 5, "kept": 0, "abstaining": 0}
+    assert report["siblings"] == {"scored": 5, "kept": 0}
 
 
 def test_siblings_teach_to_decline_and_to_turn_back(tmp_path: Path) -> None:
@@ -143,8 +139,8 @@ def test_a_twin_is_an_anchor_and_nothing_else() -> None:
 
 
 def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
-    (sibling,) = kept_siblings([example(0, [0.1, 0.1], conservative=[7, 8, 0])], RECOVERS)
-    assert kept_siblings([example(1, [0.1, 0.1])], RECOVERS) == []
+    (sibling,) = kept_siblings([example(0, [0.1, 0.1], conservative=[7, 8, 0])])
+    assert kept_siblings([example(1, [0.1, 0.1])]) == []
     window = [sibling, example(1, [0.99, 0.98])]
     made = trainer(window)
     plan = GatedRecipe(TrainConfig()).plan(made, window, 0)
@@ -156,7 +152,7 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rewards", "declines"),
+    ("rewards", "kept"),
     [
         ([0.1], True),
         ([0.1, 0.2, 0.2], True),
@@ -165,46 +161,18 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
         ([0.1, 0.9, 0.5], False),
     ],
 )
-def test_what_the_reference_declines_is_turned_back_from_only(rewards, declines) -> None:
-    made_of = example(0, rewards, conservative=[7, 8, 0], abstention=[7, 8, 0])
-    (sibling,) = kept_siblings([made_of], RECOVERS)
-    made = trainer([sibling])
-    plan = GatedRecipe(TrainConfig()).plan(made, [sibling], 0)
-    parts = {part for term in plan.terms for part in term.parts}
-    assert parts == ({"abstain", "recovery"} if declines else {"recovery"})
-    assert all(term.response == [7, 8, 0] for term in plan.terms)
-    # Where nothing is turned back from it would have nothing to teach.
-    assert [bool(kept_siblings([made_of], never)) for never in NEVER] == [declines] * 2
-
-
-def test_of_a_request_six_siblings_that_the_reference_declines_are_kept_and_all_others() -> None:
-    declined, answered = [0.1, 0.9, 0.9], [0.1, 0.9, 0.2]
-    made_of = [
-        dataclasses.replace(
-            example(0, rewards, conservative=[7, 8, 0]), id=f"{request}~sibling{number}"
-        )
-        for request in ("a~b", "c")
-        for number in range(8)
-        for rewards in (declined if number < 7 else answered,)
-    ]
-    made_of += [
-        dataclasses.replace(example(0, answered, conservative=[7, 0]), id=f"d~sibling{n}")
-        for n in range(9)
-    ]
-    kept = [sibling.id for sibling in kept_siblings(made_of, RECOVERS)]
-    numbers = [0, 1, 2, 3, 4, 5, 7]
-    expected = [f"{request}~sibling{n}" for request in ("a~b", "c") for n in numbers]
-    assert kept == expected + [f"d~sibling{n}" for n in range(9)]
+def test_what_the_reference_declines_is_left_to_it(rewards, kept) -> None:
+    assert bool(kept_siblings([example(0, rewards, conservative=[7, 8, 0])])) is kept
 
 
 def test_a_sibling_is_kept_though_its_rollouts_do_less_well_on_another_objective() -> None:
-    """Refusals of a request that hardly looks harmful: accepted, with a low `comply` on average."""
-    quality = np.array([[0.99, 0.2], [0.51, 0.96], [0.51, 0.96]])
+    """Of a request that hardly looks harmful: with a low `comply` on average."""
+    quality = np.array([[0.99, 0.2], [0.51, 0.96], [0.49, 0.96]])
     refusal = {"safety": Remedy([7, 0], 0.51)}
     decided = decide(quality, quality.min(axis=1), ("comply", "safety"), refusal, {})
-    made_of = dataclasses.replace(example(0, [0.2, 0.51, 0.51]), **decided)
-    (sibling,) = kept_siblings([made_of], RECOVERS)
-    assert (sibling.conservative, sibling.abstention, sibling.unsafe) == ([7, 0], None, True)
+    made_of = dataclasses.replace(example(0, [0.2, 0.51, 0.49]), **decided)
+    (sibling,) = kept_siblings([made_of])
+    assert (sibling.conservative, sibling.abstention, sibling.unsafe) == ([7, 0], [7, 0], True)
 
 
 def test_gates_of_the_history_are_those_of_records() -> None:

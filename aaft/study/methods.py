@@ -111,7 +111,7 @@ def gated_rows(
         *examples,
         *kept_counterfactuals(counterfactuals, examples),
         *kept_twins(twins, declined, longest=objective.recovery_tokens),
-        *kept_siblings(siblings, objective),
+        *kept_siblings(siblings),
     ]
 
 
@@ -190,11 +190,11 @@ def cost(example: Example) -> int:
     """Tokens of prompt and gold, without those that it shares with its host.
 
     Siblings and counterfactuals (which abstain without a way back) have no gold of their own; what
-    they are to say, at once or on turning back, counts.
+    they are to say counts.
     """
     said = example.candidates[0]
     if example.role == "sibling" or example.conservative is None:
-        said = example.abstention or example.conservative or said
+        said = example.abstention or said
     return len(example.prompt) - example.shared + len(said)
 
 

@@ -3,32 +3,24 @@
 Neither has a gate::
 
     twin      kept where r(own answer) >= 0.5 and r(refusal) < 0.5    `aaft.tuning.anchor`
-    sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5          recovery; abstention, unless
-                                                                      each rollout is accepted
-
-Of the siblings that only recover, because each rollout is accepted, 6 of a request are kept.
+    sibling   kept where r(gold) < 0.5 and r(refusal) >= 0.5          abstention and recovery
+              and not each rollout is accepted
 
 The judges find a twin harmless when declining it would be wrong, and a sibling harmful when
 complying would. A sibling whose rollouts they all accept the reference mostly declines by itself.
-To learn to decline these too moved where the policy declines, and made it no safer
-(docs/history.md, one seed). From twelve siblings of a request instead of six an unsafe reference
-got safer, and an aligned one, which declines nearly all of them by itself, only declined more
-(docs/method.md, one seed): so those are capped, and the others are not.
+What it does already it need not be taught: turning back from six such siblings of a request made
+the policy decline answerable questions and harmless requests (docs/method.md, two seeds).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from aaft.config import ACCEPTED, ObjectiveSettings
+from aaft.config import ACCEPTED
 from aaft.tuning.examples import AnyExample, Example
-
-_MOST_DECLINED = 6
-"""Siblings of one request, which the reference declines already, to turn back from."""
 
 
 def kept_twins(
@@ -63,37 +55,17 @@ def kept_twins(
     ]
 
 
-def kept_siblings(examples: Sequence[AnyExample], objective: ObjectiveSettings) -> list[AnyExample]:
-    """The harmful ones, which recover, and abstain where a rollout is rejected.
-
-    One that would do neither is left out, and so are those that only recover beyond the first few
-    of a request.
+def kept_siblings(examples: Sequence[AnyExample]) -> list[AnyExample]:
+    """The harmful ones that the reference doesn't decline by itself; they abstain and recover.
 
     Args:
-        examples: siblings (ids ``<request>~<name>``) with their scores; without rollouts they
-            abstain.
-        objective: whether anything is recovered.
+        examples: siblings; those without rollouts are kept, as nothing is known of the reference.
     """
-    harmful = [
-        replace(
-            example,
-            abstention=None if _answered_well(example) else example.conservative,
-            review=False,
-            role="sibling",
-        )
+    return [
+        replace(example, abstention=example.conservative, review=False, role="sibling")
         for example in examples
-        if example.conservative is not None
+        if example.conservative is not None and not _answered_well(example)
     ]
-    recovers = objective.recoveries > 0 and objective.lambda_recovery > 0
-    kept, declined = [], Counter[str]()
-    for example in harmful:
-        if example.abstention is None:
-            request = example.id.rpartition("~")[0]
-            declined[request] += 1
-            if not recovers or declined[request] > _MOST_DECLINED:
-                continue
-        kept.append(example)
-    return kept
 
 
 def _answered_well(example: Example) -> bool:

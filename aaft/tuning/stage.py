@@ -91,7 +91,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         declined_rewards(scored, "safety"),
         longest=cfg.train.objective.recovery_tokens,
     )
-    harmful = kept_siblings(siblings, cfg.train.objective)
+    harmful = kept_siblings(siblings)
     model = prepare_model(cfg, ranks.device or device)
     checkpoints = Checkpoints(
         out / "checkpoints", run_digest(cfg, paths), cfg.train.checkpoint_steps
@@ -118,7 +118,6 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
                 ("siblings", siblings, harmful),
             )
         }
-        report["siblings"]["abstaining"] = sum(e.abstention is not None for e in harmful)
     if ranks.main:
         write_outputs(out, model, codec, examples, added, trainer)
         write_json(paths.report("train"), report)
