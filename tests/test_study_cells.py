@@ -171,6 +171,13 @@ def test_the_limit_holds_for_requests_and_questions_alike(project, codec) -> Non
     assert asked.count("answerable") == asked.count("unanswerable") == 1
 
 
+def test_questions_may_have_a_limit_of_their_own(project, codec) -> None:
+    study = StudyConfig(bench_limit=1, questions=2)
+    asked = [probe.suite for probe in load_study_bench(load_config(project), study, codec).probes]
+    assert asked.count("direct") == asked.count("jailbreak") == asked.count("benign") == 1
+    assert asked.count("answerable") == asked.count("unanswerable") == 2
+
+
 def test_the_validation_split_shares_no_prompt_with_the_reported_one(project, codec) -> None:
     cfg = load_config(project)
     reported, valid = (

@@ -62,6 +62,9 @@ class StudyConfig(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: int = Field(400, gt=0, description="training rows of a cell")
     bench_limit: int | None = Field(None, gt=0, description="prompts per benchmark; None is all")
+    questions: int | None = Field(
+        None, gt=0, description="of each kind, in place of bench_limit: F1 needs more of them"
+    )
     max_new_tokens: int = Field(32, gt=0, description="longest measured answer")
     split: Literal["bench", "valid"] = Field(
         "bench", description="prompts to measure on; methods are tuned on `valid` alone"

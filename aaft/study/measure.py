@@ -63,7 +63,9 @@ def study_folder(cfg: Config) -> Path:
 
 
 def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBench:
-    """The prompts of ``study.split``: of each benchmark ``study.bench_limit`` at most.
+    """The prompts of ``study.split``.
+
+    Of each benchmark ``study.bench_limit`` at most; of questions ``study.questions``, if given.
 
     Raises:
         AaftError: a file is missing, empty or malformed.
@@ -71,15 +73,14 @@ def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBenc
     folder, mark = cfg.data.bench, ""
     if study.split == "valid":
         folder, mark = study_folder(cfg), "valid_"
+    questions = study.questions or study.bench_limit
     loaded = {
-        benchmark.name: load_bench(
-            folder, Benchmark(mark + benchmark.name, benchmark.score), study.bench_limit
-        )
-        for benchmark in (
-            harmful.DIRECT,
-            benign.BENIGN,
-            grounded_qa.ANSWERABLE,
-            grounded_qa.UNANSWERABLE,
+        benchmark.name: load_bench(folder, Benchmark(mark + benchmark.name, benchmark.score), limit)
+        for benchmark, limit in (
+            (harmful.DIRECT, study.bench_limit),
+            (benign.BENIGN, study.bench_limit),
+            (grounded_qa.ANSWERABLE, questions),
+            (grounded_qa.UNANSWERABLE, questions),
         )
     }
     requests = loaded["harmful"]

@@ -248,7 +248,7 @@ class _Study:
             ],
             "score": cfg.score.model_dump(mode="json", exclude=_SPEED),
             "measured": [
-                *(study.split, study.bench_limit, study.max_new_tokens),
+                *(study.split, study.bench_limit, study.questions, study.max_new_tokens),
                 # Batches change the rounding of an answer (`greedy`).
                 cfg.evaluate.batch_size,
             ],
