@@ -102,7 +102,7 @@ _TRAIN: Mapping[str, JsonValue] = {
 
 PRESETS: Mapping[str, StudyConfig] = {
     # Meant for an hour on two cores with bfloat16 (400 GFLOP/s), fitting the judges' heads
-    # included; reckoned from a run of 90 rows and 30 prompts (docs/study.md).
+    # included; 56 minutes, measured in three parts (docs/study.md).
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
