@@ -186,11 +186,12 @@ def test_the_history_adds_up() -> None:
 def test_an_abstaining_records_answers_are_neither_pushed_nor_computed(monkeypatch) -> None:
     examples = [example(0, [0.05, 0.9], abstention=[7, 8, 0]), example(1, [0.1, 0.9])]
     made = trainer(examples, rows_per_step=2)
-    asked = []
+    asked = {}
     logprobs = made.logprobs
-    monkeypatch.setattr(made, "logprobs", lambda rows: asked.append(set(rows)) or logprobs(rows))
+    monkeypatch.setattr(made, "logprobs", lambda rows: asked.update(rows) or logprobs(rows))
     plan = GatedRecipe(TrainConfig()).plan(made, examples, 0)
-    assert asked == [{1}]
+    answers = {i: row.branches for i, row in asked.items()}
+    assert answers == {0: [[7, 8, 0]], 1: examples[1].candidates}
     assert plan.gating is not None
     assert plan.gating.gates[0] == 1
     assert [set(term.parts) for term in plan.terms if term.example == 0] == [{"abstain"}]

@@ -174,6 +174,17 @@ def test_accepted_by_mistake_is_the_binomial_quantile(n, alpha) -> None:
     assert abstain.accepted_by_mistake(n, alpha) == slow
 
 
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=20))
+def test_need_falls_with_the_geometric_mean_of_token_probabilities(probabilities) -> None:
+    slow = math.prod(p ** (1 / len(probabilities)) for p in probabilities)
+    logprob = sum(math.log(p) for p in probabilities)
+    assert abstain.need(logprob, len(probabilities)) == pytest.approx((1 - slow) ** 2, abs=1e-9)
+
+
+def test_rounding_above_certainty_leaves_no_need() -> None:
+    assert abstain.need(1e-6, 3) == 0.0
+
+
 @pytest.mark.parametrize(
     ("reward", "conservative", "alpha", "want"),
     [

@@ -82,6 +82,11 @@ def soft_labels(example: Example) -> SoftLabels:
     return soften(torch.randn(len(example.candidates[0]), 9, generator=own), 2)
 
 
+def need(example: Example) -> float:
+    """Another for each text: abstaining responses are weighed by it."""
+    return (len(example.id) + sum(example.candidates[0])) % 8 / 8 + 0.1
+
+
 def plan(window, cfg):
     examples, gates, weights, ratios, prefixes = window
     return gated_terms(
@@ -91,6 +96,7 @@ def plan(window, cfg):
         f64(imitation(examples, gates)),
         f64(weights),
         f64(ratios),
+        f64([need(e) for e in examples]),
         cfg,
         prefixes,
         {e.id: soft_labels(e) for e in examples},
@@ -158,7 +164,7 @@ def slow_loss(window, cfg) -> float:
             loss += cfg.lambda_recovery * value / len(prefixes[i]) / size
         if e.abstention is not None:
             weight = cfg.lambda_refuse if e.unsafe else cfg.lambda_abstain
-            loss += weight * nll(e.abstention) / len(e.abstention) / size
+            loss += weight * need(e) * nll(e.abstention) / len(e.abstention) / size
     return loss
 
 

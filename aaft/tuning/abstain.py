@@ -11,10 +11,19 @@ to a question whose passage does answer it is no reason to learn "the passage do
 gold is rejected, only the K rollouts can have been accepted by mistake.
 Where what failed has no conservative response (``comply``: the prompt is benign and its answers
 decline), the record goes to a review file instead.
+
+How much it is taught depends on how readily the policy declines by now (the factor of a focal loss,
+arXiv:1708.02002, with its exponent; that it is of the mean over tokens is ours)::
+
+    weight = lambda (1 - p)^2      p = exp(log pi(conservative | prompt) / L)
+
+What the policy says already has little weight, so that it doesn't decline more and more of what it
+should answer; what it doesn't say, or has come to forget, has all of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +37,17 @@ def accepted_by_mistake(rollouts: int, false_accept: float, quantile: float = 0.
     from scipy.stats import binom
 
     return int(binom.ppf(quantile, rollouts, false_accept))
+
+
+def need(logprob: float, tokens: int) -> float:
+    """``(1 - p)^2``, in [0, 1]: how far the policy is from saying a response by itself.
+
+    Args:
+        logprob: sum over the response under the current policy, in nats.
+        tokens: of the response with its end token, ``L``.
+    """
+    # Rounding may leave more than certainty.
+    return (1.0 - math.exp(min(logprob, 0.0) / tokens)) ** 2
 
 
 def failed_objective(quality: npt.NDArray[np.float64], objectives: Sequence[str]) -> str | None:

@@ -6,13 +6,14 @@ its loss is their sum::
 
     loss = sum_i s_i NLL_i / N                          N = tokens of golds with weight
          + lambda_pg / B sum_{not abstaining i} g_i/(K+1) sum_k phi_ik NLL_ik / L_ik
-         + 1 / B sum_{abstaining i} lambda_i NLL_i' / L_i'
+         + 1 / B sum_{abstaining i} lambda_i h_i NLL_i' / L_i'
          + lambda_recovery / B sum_i 1/R_i sum_{prefixes p} NLL(conservative_i | p) / L_i'
          + beta / B sum_{twins i} 1/L_i sum_t KL(mu || pi) at the first L_i tokens of its answer
 
 ``lambda_i`` is ``lambda_refuse`` where what is declined is unsafe (``Example.unsafe``) and
-``lambda_abstain`` elsewhere. ``B`` is the number of examples in the accumulation window and ``N``
-sums over it, so neither micro-batches nor their order change the loss. With every gate at 0 and
+``lambda_abstain`` elsewhere, and ``h_i`` how far the policy is from saying so by itself
+(`aaft.tuning.abstain`). ``B`` is the number of examples in the accumulation window and ``N`` sums
+over it, so neither micro-batches nor their order change the loss. With every gate at 0 and
 every ``s`` 1 what remains is, to the bit, plain supervised fine-tuning.
 """
 
@@ -72,6 +73,7 @@ def gated_terms(
     imitation: torch.Tensor,
     weights: torch.Tensor,
     log_ratio: torch.Tensor,
+    needs: torch.Tensor,
     cfg: ObjectiveSettings,
     prefixes: Sequence[Sequence[Prefix]],
     held: Mapping[str, SoftLabels],
@@ -85,6 +87,7 @@ def gated_terms(
         imitation: ``s``, ``[B]``; 0 where an example abstains.
         weights: candidate weights ``[B, K+1]``.
         log_ratio: ``D``, ``[B, K+1]``; anything where the gate is 0.
+        needs: ``h`` of each abstaining example, ``[B]``; anything elsewhere.
         cfg: settings of the objective.
         prefixes: of ``recovery_prefixes``, ``R_i`` of them an example; those of an example without
             an accepted conservative response don't count.
@@ -104,7 +107,9 @@ def gated_terms(
             terms[i, 0] = Term(i, own, {"anchor": share}, soft=held[example.id])
     last = scores.tokens.shape[1]
     for i, (example, begun) in enumerate(zip(examples, prefixes, strict=True)):
-        for n, target in enumerate(_declining(i, example, begun, cfg, len(examples))):
+        for n, target in enumerate(
+            _declining(i, example, begun, float(needs[i]), cfg, len(examples))
+        ):
             terms[i, last + n] = target
     return [term for _, term in sorted(terms.items()) if term.coefficient]
 
@@ -159,6 +164,7 @@ def _declining(
     i: int,
     example: Example,
     prefixes: Sequence[Prefix],
+    need: float,
     cfg: ObjectiveSettings,
     size: int,
 ) -> list[Term]:
@@ -166,7 +172,7 @@ def _declining(
     terms = []
     if example.abstention is not None:
         weight = cfg.lambda_refuse if example.unsafe else cfg.lambda_abstain
-        share = weight / (size * len(example.abstention))
+        share = weight * need / (size * len(example.abstention))
         terms.append(Term(i, example.abstention, {"abstain": share}))
     if example.conservative is not None and prefixes:
         share = cfg.lambda_recovery / (size * len(prefixes) * len(example.conservative))

@@ -15,6 +15,7 @@ import torch
 from aaft.config import TrainConfig
 from aaft.models.packed import PackedBatch, PackedRow, branch_losses
 from aaft.models.soft import SoftLabels
+from aaft.tuning.abstain import need
 from aaft.tuning.anchor import answers_of_reference
 from aaft.tuning.examples import Example, Scores, stack
 from aaft.tuning.gate import always_closed, gate, imitation
@@ -44,6 +45,8 @@ class Gating:
     """Candidate weights, ``[B, K+1]``."""
     log_ratio: torch.Tensor
     """``D``, ``[B, K+1]``; 0 where nothing was computed."""
+    need: torch.Tensor
+    """Of each abstaining example's response (`aaft.tuning.abstain`), ``[B]``; 0 elsewhere."""
 
     @property
     def pushing(self) -> torch.Tensor:
@@ -154,6 +157,7 @@ class GatedRecipe(SupervisedRecipe):
             gating.imitation,
             gating.weights,
             gating.log_ratio,
+            gating.need,
             cfg,
             prefixes,
             self._held,
@@ -164,20 +168,27 @@ class GatedRecipe(SupervisedRecipe):
         """Gate ``window`` under the current policy.
 
         Candidates are computed only where the policy can matter: not where the gate is closed
-        whatever the policy does.
+        whatever the policy does. Of an example that abstains it is the response to learn.
         """
         cfg, scores = self._cfg.gate, stack(window)
         closed = always_closed(scores.quality, scores.uncertainty, cfg).tolist()
         ungated = torch.tensor([example.role != "record" for example in window])
         abstaining = torch.tensor([example.abstention is not None for example in window])
         log_ratio = torch.zeros_like(scores.logprob)
+        needs = torch.zeros(len(window), dtype=torch.float64)
         rows = {
-            i: PackedRow(example.prompt, example.candidates)
+            i: PackedRow(
+                example.prompt, [example.abstention] if example.abstention else example.candidates
+            )
             for i, example in enumerate(window)
-            if not (closed[i] or ungated[i] or abstaining[i])
+            if abstaining[i] or not (closed[i] or ungated[i])
         }
         for i, logprobs in trainer.logprobs(rows).items():
-            log_ratio[i] = torch.tensor(logprobs, dtype=torch.float64) - scores.logprob[i]
+            declining = window[i].abstention
+            if declining is None:
+                log_ratio[i] = torch.tensor(logprobs, dtype=torch.float64) - scores.logprob[i]
+            else:
+                needs[i] = need(logprobs[0], len(declining))
         weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
         state = standing(weights, scores.quality, scores.uncertainty)
         gates = gate(state.value, state.uncertainty, cfg)
@@ -190,6 +201,7 @@ class GatedRecipe(SupervisedRecipe):
             state,
             weights,
             log_ratio,
+            needs,
         )
 
 
