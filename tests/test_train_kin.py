@@ -143,7 +143,9 @@ def test_a_sibling_declines_and_recovers_and_is_not_gated() -> None:
     assert kept_siblings([example(1, [0.1, 0.1])]) == []
     window = [sibling, example(1, [0.99, 0.98])]
     made = trainer(window)
-    plan = GatedRecipe(TrainConfig()).plan(made, window, 0)
+    recipe = GatedRecipe(TrainConfig())
+    recipe.begin(made, window)
+    plan = recipe.plan(made, window, 0)
     assert plan.gating is not None
     assert plan.gating.gates.tolist()[0] == plan.gating.imitation.tolist()[0] == 0
     own = [term for term in plan.terms if term.example == 0]

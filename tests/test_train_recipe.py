@@ -11,6 +11,7 @@ import torch
 
 from aaft.config import LoraSettings, ObjectiveSettings, TrainConfig
 from aaft.errors import AaftError
+from aaft.models.packed import PackedRow
 from aaft.tuning.checkpoint import Checkpoints
 from aaft.tuning.history import PARTS
 from aaft.tuning.objective import supervised_terms
@@ -183,15 +184,38 @@ def test_the_history_adds_up() -> None:
         assert all(0 <= share <= 1 for share in found)
 
 
+def test_an_abstention_weighs_by_how_far_the_reference_is_from_it() -> None:
+    """Before training and after, whatever the policy has learned of it."""
+    said = [[7, 8, 0], [9, 0], [11, 12, 13, 14, 0]]
+    examples = [example(i, [0.05, 0.1], abstention=said[i]) for i in range(3)]
+    examples[1] = replace(examples[1], unsafe=False)
+    cfg = ObjectiveSettings()
+    recipe = GatedRecipe(TrainConfig())
+    made = trainer(examples, recipe=recipe, rows_per_step=3, epochs=20)
+    rows = {i: PackedRow(examples[i].prompt, [said[i]]) for i in range(3)}
+    before = made.logprobs(rows)
+    made.run()
+    after = made.logprobs(rows)
+    terms = recipe.plan(made, examples, 0).terms
+    assert [term.response for term in terms] == said
+    for i, term in enumerate(terms):
+        size = len(said[i])
+        assert after[i][0] > before[i][0]
+        need = (1 - math.exp(before[i][0] / size)) ** 2
+        weight = cfg.lambda_abstain if i == 1 else cfg.lambda_refuse
+        assert term.parts == {"abstain": pytest.approx(weight * need / (3 * size), rel=1e-3)}
+
+
 def test_an_abstaining_records_answers_are_neither_pushed_nor_computed(monkeypatch) -> None:
     examples = [example(0, [0.05, 0.9], abstention=[7, 8, 0]), example(1, [0.1, 0.9])]
     made = trainer(examples, rows_per_step=2)
-    asked = {}
+    asked = []
     logprobs = made.logprobs
-    monkeypatch.setattr(made, "logprobs", lambda rows: asked.update(rows) or logprobs(rows))
-    plan = GatedRecipe(TrainConfig()).plan(made, examples, 0)
-    answers = {i: row.branches for i, row in asked.items()}
-    assert answers == {0: [[7, 8, 0]], 1: examples[1].candidates}
+    monkeypatch.setattr(made, "logprobs", lambda rows: asked.append(set(rows)) or logprobs(rows))
+    recipe = GatedRecipe(TrainConfig())
+    recipe.begin(made, examples)
+    plan = recipe.plan(made, examples, 0)
+    assert asked == [{"r0"}, {1}]
     assert plan.gating is not None
     assert plan.gating.gates[0] == 1
     assert [set(term.parts) for term in plan.terms if term.example == 0] == [{"abstain"}]
@@ -222,7 +246,15 @@ def test_tokens_count_what_was_computed_whatever_the_batches(monkeypatch) -> Non
     monkeypatch.setattr(
         module, "pack", lambda rows: counted.append(sum(r.length for r in rows)) or real(rows)
     )
-    made = trainer(mixed(), tokens_per_batch=30)
+
+    class Counted(GatedRecipe):
+        def begin(self, trainer, examples) -> None:
+            """What is asked of the reference is no step's, or a resumed run's would differ."""
+            super().begin(trainer, examples)
+            assert counted
+            counted.clear()
+
+    made = trainer(mixed(), recipe=Counted(TrainConfig()), tokens_per_batch=30)
     made.run()
     assert sum(row["tokens"] for row in made.history) == sum(counted)
 

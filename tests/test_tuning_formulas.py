@@ -178,7 +178,8 @@ def test_accepted_by_mistake_is_the_binomial_quantile(n, alpha) -> None:
 def test_need_falls_with_the_geometric_mean_of_token_probabilities(probabilities) -> None:
     slow = math.prod(p ** (1 / len(probabilities)) for p in probabilities)
     logprob = sum(math.log(p) for p in probabilities)
-    assert abstain.need(logprob, len(probabilities)) == pytest.approx((1 - slow) ** 2, abs=1e-9)
+    found = abstain.need(logprob, len(probabilities))
+    assert found == pytest.approx((1 - slow) ** 2, abs=1e-9)
 
 
 def test_rounding_above_certainty_leaves_no_need() -> None:

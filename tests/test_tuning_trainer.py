@@ -104,28 +104,6 @@ def test_imitation_sees_the_golds_alone_and_no_doubt(rollout, doubt) -> None:
     assert gating.imitation.tolist() == pytest.approx(list(golds.values()))
 
 
-def test_what_the_policy_has_learned_to_decline_weighs_less() -> None:
-    examples = [example(i, [0.1, 0.9], abstention=[7, 8, 0] if i % 2 else None) for i in range(8)]
-    model = add_lora(tiny.policy(), LoraSettings(r=2, alpha=4), 0)
-    cfg = TrainConfig(learning_rate=0.02, epochs=20)
-    trainer, recipe = Trainer(model, examples, cfg, seed=0), GatedRecipe(cfg)
-    before = recipe.plan(trainer, examples, 0)
-    trainer.run()
-    after = recipe.plan(trainer, examples, 0)
-    for i in range(8):
-        if i % 2 == 0:
-            assert before.gating.need[i] == after.gating.need[i] == 0
-            continue
-        row = PackedRow(examples[i].prompt, [[7, 8, 0]])
-        (logprob,) = trainer.logprobs({0: row})[0]
-        assert after.gating.need[i] == pytest.approx((1 - math.exp(logprob / 3)) ** 2, abs=1e-3)
-        assert after.gating.need[i] < before.gating.need[i]
-        weights = [
-            term.parts["abstain"] for p in (before, after) for term in p.terms if term.example == i
-        ]
-        assert weights[1] < weights[0]
-
-
 @pytest.mark.parametrize("tokens", [1, 30, 60])
 def test_micro_batches_do_not_change_the_loss_beyond_rounding(tokens) -> None:
     examples = [

@@ -12,13 +12,14 @@ gold is rejected, only the K rollouts can have been accepted by mistake.
 Where what failed has no conservative response (``comply``: the prompt is benign and its answers
 decline), the record goes to a review file instead.
 
-How much it is taught depends on how readily the policy declines by now (the factor of a focal loss,
-arXiv:1708.02002, with its exponent; that it is of the mean over tokens is ours)::
+How much declining weighs depends on how far the reference is from it (ours)::
 
-    weight = lambda (1 - p)^2      p = exp(log pi(conservative | prompt) / L)
+    weight = lambda h      h = (1 - p)^2      p = exp(log mu(conservative | prompt) / L)
 
-What the policy says already has little weight, so that it doesn't decline more and more of what it
-should answer; what it doesn't say, or has come to forget, has all of it.
+A reference that declines by itself has to be kept from forgetting it; taught as much as one that
+doesn't, it comes to decline what it should answer. ``p`` is the reference's and not the policy's:
+once a policy has learned how such a response goes on, the mean over its tokens says little about
+whether it would begin one.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def accepted_by_mistake(rollouts: int, false_accept: float, quantile: float = 0.
 
 
 def need(logprob: float, tokens: int) -> float:
-    """``(1 - p)^2``, in [0, 1]: how far the policy is from saying a response by itself.
+    """``h = (1 - p)^2``, in [0, 1]: how far a model is from saying a response by itself.
 
     Args:
-        logprob: sum over the response under the current policy, in nats.
+        logprob: sum over the response, in nats.
         tokens: of the response with its end token, ``L``.
     """
     # Rounding may leave more than certainty.

@@ -11,10 +11,10 @@ its loss is their sum::
          + beta / B sum_{twins i} 1/L_i sum_t KL(mu || pi) at the first L_i tokens of its answer
 
 ``lambda_i`` is ``lambda_refuse`` where what is declined is unsafe (``Example.unsafe``) and
-``lambda_abstain`` elsewhere, and ``h_i`` how far the policy is from saying so by itself
-(`aaft.tuning.abstain`). ``B`` is the number of examples in the accumulation window and ``N`` sums
-over it, so neither micro-batches nor their order change the loss. With every gate at 0 and
-every ``s`` 1 what remains is, to the bit, plain supervised fine-tuning.
+``lambda_abstain`` elsewhere, ``h_i`` its need (`aaft.tuning.abstain`). ``B`` is the number of
+examples in the accumulation window and ``N`` sums over it, so neither micro-batches nor their order
+change the loss. With every gate at 0 and every ``s`` 1 what remains is, to the bit, plain
+supervised fine-tuning.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def gated_terms(
     imitation: torch.Tensor,
     weights: torch.Tensor,
     log_ratio: torch.Tensor,
-    needs: torch.Tensor,
     cfg: ObjectiveSettings,
     prefixes: Sequence[Sequence[Prefix]],
+    needs: Mapping[str, float],
     held: Mapping[str, SoftLabels],
 ) -> list[Term]:
     """All terms of one window, by example, its candidates before its conservative response.
@@ -87,10 +87,10 @@ def gated_terms(
         imitation: ``s``, ``[B]``; 0 where an example abstains.
         weights: candidate weights ``[B, K+1]``.
         log_ratio: ``D``, ``[B, K+1]``; anything where the gate is 0.
-        needs: ``h`` of each abstaining example, ``[B]``; anything elsewhere.
         cfg: settings of the objective.
         prefixes: of ``recovery_prefixes``, ``R_i`` of them an example; those of an example without
             an accepted conservative response don't count.
+        needs: ``h`` of every abstaining example, by id.
         held: what ``mu`` says at each token of an anchor's answer, by id, of every anchor.
     """
     terms = {(t.example, 0): t for t in supervised_terms(examples, imitation.tolist())}
@@ -107,9 +107,7 @@ def gated_terms(
             terms[i, 0] = Term(i, own, {"anchor": share}, soft=held[example.id])
     last = scores.tokens.shape[1]
     for i, (example, begun) in enumerate(zip(examples, prefixes, strict=True)):
-        for n, target in enumerate(
-            _declining(i, example, begun, float(needs[i]), cfg, len(examples))
-        ):
+        for n, target in enumerate(_declining(i, example, begun, needs, cfg, len(examples))):
             terms[i, last + n] = target
     return [term for _, term in sorted(terms.items()) if term.coefficient]
 
@@ -164,7 +162,7 @@ def _declining(
     i: int,
     example: Example,
     prefixes: Sequence[Prefix],
-    need: float,
+    needs: Mapping[str, float],
     cfg: ObjectiveSettings,
     size: int,
 ) -> list[Term]:
@@ -172,7 +170,7 @@ def _declining(
     terms = []
     if example.abstention is not None:
         weight = cfg.lambda_refuse if example.unsafe else cfg.lambda_abstain
-        share = weight * need / (size * len(example.abstention))
+        share = weight * needs[example.id] / (size * len(example.abstention))
         terms.append(Term(i, example.abstention, {"abstain": share}))
     if example.conservative is not None and prefixes:
         share = cfg.lambda_recovery / (size * len(prefixes) * len(example.conservative))

@@ -45,8 +45,6 @@ class Gating:
     """Candidate weights, ``[B, K+1]``."""
     log_ratio: torch.Tensor
     """``D``, ``[B, K+1]``; 0 where nothing was computed."""
-    need: torch.Tensor
-    """Of each abstaining example's response (`aaft.tuning.abstain`), ``[B]``; 0 elsewhere."""
 
     @property
     def pushing(self) -> torch.Tensor:
@@ -116,14 +114,16 @@ class SupervisedRecipe:
 
 
 class GatedRecipe(SupervisedRecipe):
-    """The gated objective of docs/method.md. It needs `begin` where there are twins."""
+    """The gated objective of docs/method.md. It needs `begin`, as it compares with ``mu``."""
 
     def __init__(self, cfg: TrainConfig) -> None:
         self._cfg = cfg
         self._held: Mapping[str, SoftLabels] = {}
+        self._needs: Mapping[str, float] = {}
 
     def begin(self, trainer: Trainer, examples: Sequence[Example]) -> None:
-        """Ask ``mu`` what it says to the twins."""
+        """Ask ``mu`` how likely it abstains, and what it says to the twins."""
+        self._needs = _needs(trainer, examples)
         # One may be there twice.
         anchors = list({e.id: e for e in examples if e.role == "anchor"}.values())
         if not anchors:
@@ -157,9 +157,9 @@ class GatedRecipe(SupervisedRecipe):
             gating.imitation,
             gating.weights,
             gating.log_ratio,
-            gating.need,
             cfg,
             prefixes,
+            self._needs,
             self._held,
         )
         return Plan(terms, gating)
@@ -168,27 +168,20 @@ class GatedRecipe(SupervisedRecipe):
         """Gate ``window`` under the current policy.
 
         Candidates are computed only where the policy can matter: not where the gate is closed
-        whatever the policy does. Of an example that abstains it is the response to learn.
+        whatever the policy does.
         """
         cfg, scores = self._cfg.gate, stack(window)
         closed = always_closed(scores.quality, scores.uncertainty, cfg).tolist()
         ungated = torch.tensor([example.role != "record" for example in window])
         abstaining = torch.tensor([example.abstention is not None for example in window])
         log_ratio = torch.zeros_like(scores.logprob)
-        needs = torch.zeros(len(window), dtype=torch.float64)
         rows = {
-            i: PackedRow(
-                example.prompt, [example.abstention] if example.abstention else example.candidates
-            )
+            i: PackedRow(example.prompt, example.candidates)
             for i, example in enumerate(window)
-            if abstaining[i] or not (closed[i] or ungated[i])
+            if not (closed[i] or ungated[i] or abstaining[i])
         }
         for i, logprobs in trainer.logprobs(rows).items():
-            declining = window[i].abstention
-            if declining is None:
-                log_ratio[i] = torch.tensor(logprobs, dtype=torch.float64) - scores.logprob[i]
-            else:
-                needs[i] = need(logprobs[0], len(declining))
+            log_ratio[i] = torch.tensor(logprobs, dtype=torch.float64) - scores.logprob[i]
         weights = candidate_weights(log_ratio, scores.tokens, cfg.eta)
         state = standing(weights, scores.quality, scores.uncertainty)
         gates = gate(state.value, state.uncertainty, cfg)
@@ -201,8 +194,15 @@ class GatedRecipe(SupervisedRecipe):
             state,
             weights,
             log_ratio,
-            needs,
         )
+
+
+def _needs(trainer: Trainer, examples: Sequence[Example]) -> dict[str, float]:
+    """`need` of each response to abstain with, by the example's id, under the current policy."""
+    declining = {e.id: (e.prompt, e.abstention) for e in examples if e.abstention is not None}
+    rows = {name: PackedRow(prompt, [said]) for name, (prompt, said) in declining.items()}
+    found = trainer.logprobs(rows)
+    return {name: need(found[name][0], len(said)) for name, (_, said) in declining.items()}
 
 
 def recipe_for(cfg: TrainConfig) -> Recipe:
