@@ -105,7 +105,9 @@ class ObjectiveSettings(Section):
     """Policy gradient, abstention, recovery and anchor (DESIGN 2.4 to 2.9)."""
 
     lambda_pg: float = Field(1.0, ge=0)
-    lambda_abstain: float = Field(4.0, ge=0)
+    lambda_abstain: float = Field(
+        4.0, ge=0, description="times how far the reference is from declining by itself"
+    )
     lambda_refuse: float = Field(
         6.0, ge=0, description="instead of lambda_abstain where a harmful answer is declined"
     )
