@@ -54,8 +54,9 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 run: setup ## set up, then retrain: validate, score, train, evaluate, gate, register
-	@began=$$(date +%s); $(PY) -m flows.retrain; code=$$?; \
-	echo "make run: $$(( $$(date +%s) - began )) s, $(ELAPSED) s with set-up"; exit $$code
+	$(eval BEGAN := $(shell date +%s))
+	@exec $(PY) -m flows.retrain # in the shell's place: what stops make stops the flow, not the shell
+	@echo "make run: $$(( $$(date +%s) - $(BEGAN) )) s, $(ELAPSED) s with set-up"
 
 test: setup ## set up, then run the tests (ARGS="-k gate" to choose)
 	@began=$$(date +%s); $(PY) -m pytest --durations=10 $(ARGS); code=$$?; \

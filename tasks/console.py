@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
@@ -30,13 +32,18 @@ def quiet_expected_errors() -> None:
 
 @contextmanager
 def exit_on_expected_errors() -> Iterator[None]:
-    """End the process with one line for an expected error: code 2 for a wrong input, else 1."""
+    """End the process with one line for an expected error: code 2 for a wrong input, else 1.
+
+    SIGTERM ends it too, with code 143. Prefect marks the run as crashed and then leaves the signal
+    to who had it before; by default that kills on the spot, and its temporary server lives on.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     if home := os.environ.get("PREFECT_HOME"):
         # Prefect makes only the last folder of this path, and else waits for a server in vain.
         Path(home).mkdir(parents=True, exist_ok=True)
     quiet_expected_errors()
+    before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         yield
         _end_log()
@@ -44,6 +51,8 @@ def exit_on_expected_errors() -> Iterator[None]:
         _end_log()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, AaftError) else 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def show_result(paths: Paths, report: Path, registration: Registration) -> None:
@@ -63,6 +72,12 @@ def show_result(paths: Paths, report: Path, registration: Registration) -> None:
         ("ask it", 'aaft ask "What is a leap year?" --model candidate'),
     ):
         console.print(Text.assemble((f"{label:<10}", "bold"), value), soft_wrap=True)
+
+
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    _end_log()
+    print("error: stopped by SIGTERM; run again, what is finished is kept", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _end_log() -> None:

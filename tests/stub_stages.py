@@ -1,8 +1,8 @@
 """Stand-ins for the stages, copied as ``aaft/__main__.py`` into a test's workspace.
 
 They write files of the right form in no time. The seed in ``params.yaml`` makes ``score`` fail:
-13 as bad input does, 14 by SIGKILL, 15 by a bug; at 16 its judge moved. ``evaluate.limit: 1`` makes
-the candidate worse.
+13 as bad input does, 14 by SIGKILL, 15 by a bug; at 16 its judge moved; at 17 somebody ends the
+flow. ``evaluate.limit: 1`` makes the candidate worse.
 """
 
 import json
@@ -40,6 +40,10 @@ def score(params: dict, build: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if params["seed"] == 15:
         raise ZeroDivisionError("a bug")
+    if params["seed"] == 17:
+        Path("stage.pid").write_text(str(os.getpid()))
+        os.kill(int(os.environ["FLOW"]), signal.SIGTERM)
+        signal.pause()
     write(build / "alignment.parquet", "parquet")
     write(build / "candidates.jsonl", "")
     write(build / "conservative.jsonl", "")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = """
+import os
+os.environ["FLOW"] = str(os.getpid())
 import aaft.report
 
 def render(cfg, paths):
@@ -208,6 +213,23 @@ def test_failed_stage_is_named_in_one_line_and_the_next_run_finishes(
     if seed == 14:
         workspace.set(seed=0)
         assert workspace.flow().returncode == 0
+
+
+def test_a_flow_that_is_told_to_end_takes_its_stage_and_its_server_with_it(
+    workspace: Workspace,
+) -> None:
+    workspace.set(seed=17)
+    done = workspace.flow()
+    assert done.returncode == 128 + signal.SIGTERM
+    message = "error: stopped by SIGTERM; run again, what is finished is kept"
+    assert done.stderr.splitlines()[-1] == message
+    stage = int((workspace.root / "stage.pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(stage, 0)
+    server = re.search(r"temporary server on http://([\d.]+):(\d+)", done.stderr + done.stdout)
+    assert server is not None
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((server[1], int(server[2])))
 
 
 def test_judge_that_drifted_stops_the_run_before_training(workspace: Workspace) -> None:
