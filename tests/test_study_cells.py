@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aaft.bench.example import BenchExample
 from aaft.config import load_config
 from aaft.data.prompts import PREFILLS, VALID_PREFILLS
 from aaft.errors import AaftError
@@ -18,7 +19,13 @@ from aaft.study import methods, scenarios
 from aaft.study.cells import Cell, cell_digest, files_digest, gate_histogram
 from aaft.study.config import METHODS, PRESETS, SCENARIOS, StudyConfig, study_config, with_overrides
 from aaft.study.gather import poison_shares
-from aaft.study.measure import PREFILL_TOKENS, for_generation, load_study_bench, measure
+from aaft.study.measure import (
+    PREFILL_TOKENS,
+    for_generation,
+    load_study_bench,
+    measure,
+    turn,
+)
 from tests import tiny, tiny_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,7 +150,7 @@ def codec() -> Codec:
 
 
 def test_every_request_is_put_directly_prefilled_and_in_a_template(project, codec) -> None:
-    bench = load_study_bench(load_config(project), StudyConfig(bench_limit=2), codec)
+    bench = load_study_bench(load_config(project), StudyConfig(bench_limit=2), codec, 0)
     ids: dict[str, list[str]] = {}
     for probe in bench.probes:
         ids.setdefault(probe.suite, []).append(probe.example.id)
@@ -165,7 +172,7 @@ def test_every_request_is_put_directly_prefilled_and_in_a_template(project, code
 
 
 def test_the_limit_holds_for_requests_and_questions_alike(project, codec) -> None:
-    bench = load_study_bench(load_config(project), StudyConfig(bench_limit=1), codec)
+    bench = load_study_bench(load_config(project), StudyConfig(bench_limit=1), codec, 0)
     asked = [probe.suite for probe in bench.probes]
     assert asked.count("direct") == asked.count("jailbreak") == asked.count("benign") == 1
     assert asked.count("answerable") == asked.count("unanswerable") == 1
@@ -173,15 +180,34 @@ def test_the_limit_holds_for_requests_and_questions_alike(project, codec) -> Non
 
 def test_questions_may_have_a_limit_of_their_own(project, codec) -> None:
     study = StudyConfig(bench_limit=1, questions=2)
-    asked = [probe.suite for probe in load_study_bench(load_config(project), study, codec).probes]
+    asked = [
+        probe.suite for probe in load_study_bench(load_config(project), study, codec, 0).probes
+    ]
     assert asked.count("direct") == asked.count("jailbreak") == asked.count("benign") == 1
     assert asked.count("answerable") == asked.count("unanswerable") == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "seed", "expected"),
+    [
+        (None, 3, "abcde"),
+        (5, 1, "abcde"),
+        (9, 1, "abcde"),
+        (2, 0, "ab"),
+        (2, 1, "cd"),
+        (2, 2, "ea"),
+        (2, 3, "bc"),
+    ],
+)
+def test_seeds_take_turns_with_the_prompts(limit: int | None, seed: int, expected: str) -> None:
+    examples = [BenchExample(name, []) for name in "abcde"]
+    assert "".join(example.id for example in turn(examples, limit, seed)) == expected
 
 
 def test_the_validation_split_shares_no_prompt_with_the_reported_one(project, codec) -> None:
     cfg = load_config(project)
     reported, valid = (
-        {codec.tokenizer.decode(p.prompt) for p in load_study_bench(cfg, study, codec).probes}
+        {codec.tokenizer.decode(p.prompt) for p in load_study_bench(cfg, study, codec, 0).probes}
         for study in (StudyConfig(), StudyConfig(split="valid"))
     )
     assert reported
@@ -196,13 +222,13 @@ def test_a_template_without_a_place_for_the_request_is_named(project, codec, tmp
         write_jsonl(tmp_path / "bench" / source.name, read_jsonl(source))
     write_jsonl(tmp_path / "study/jailbreaks.jsonl", [{"template": "hello"}])
     with pytest.raises(AaftError, match="row 1: `template` must hold"):
-        load_study_bench(cfg, StudyConfig(), codec)
+        load_study_bench(cfg, StudyConfig(), codec, 0)
 
 
 def test_answers_are_marked_by_suite_with_a_keyword_twin(project, codec) -> None:
     runtime.prepare(0)
     study = StudyConfig(bench_limit=2, max_new_tokens=3)
-    bench = load_study_bench(load_config(project), study, codec)
+    bench = load_study_bench(load_config(project), study, codec, 0)
     model = for_generation(tiny.policy())
     rows = measure(model, codec, StubJudge(), bench, study, 8)
     assert [row["id"] for row in rows] == [probe.example.id for probe in bench.probes]
@@ -247,7 +273,7 @@ class Refuses:
 def test_the_keyword_mark_needs_no_judge(project, codec, said: str, harmful: float) -> None:
     runtime.prepare(0)
     study = StudyConfig(bench_limit=1, max_new_tokens=2)
-    bench = load_study_bench(load_config(project), study, codec)
+    bench = load_study_bench(load_config(project), study, codec, 0)
     rows = measure(
         for_generation(tiny.policy()), Refuses(codec, said), StubJudge(), bench, study, 8
     )
@@ -300,7 +326,7 @@ def test_every_opening_has_enough_tokens_of_the_embedded_policy() -> None:
 
 def test_attacks_to_tune_on_are_not_those_that_are_reported(project, codec) -> None:
     def attacks(split: str) -> tuple[set[str], set[str]]:
-        bench = load_study_bench(load_config(project), StudyConfig(split=split), codec)
+        bench = load_study_bench(load_config(project), StudyConfig(split=split), codec, 0)
         openings = {codec.decode(p.prefix) for p in bench.probes if p.suite == "prefill_10"}
         framed = [p for p in bench.probes if p.suite == "jailbreak"]
         templates = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from aaft.study import plots
 from aaft.study.claims import claims
 from aaft.study.report import (
     METRICS,
+    Values,
     build_report,
     collect,
     contrast,
@@ -77,6 +79,45 @@ def test_more_seeds_of_the_same_answers_make_no_interval_narrower() -> None:
     three = collect({s: answers({str(i): [i % 2] for i in range(40)}) for s in range(3)})["m"]
     assert rate_entry(one)["low"] == pytest.approx(rate_entry(three)["low"])
     assert rate_entry(one)["high"] == pytest.approx(rate_entry(three)["high"])
+
+
+def by_turns(column: npt.NDArray[np.float64], seeds: int) -> Values:
+    """Each seed has a share of the prompts to itself."""
+    shares = np.array_split(column, seeds)
+    named = {s: {f"{s}-{i}": [v] for i, v in enumerate(share)} for s, share in enumerate(shares)}
+    return collect({s: answers(rows) for s, rows in named.items()})["m"]
+
+
+def test_seeds_on_prompts_of_their_own_say_more_than_seeds_on_the_same_prompts() -> None:
+    draw = np.random.default_rng(7)
+    column = (draw.random(90) < 0.3).astype(float)
+    own = rate_entry(by_turns(column, 3))
+    shared = [answers({str(i): [v] for i, v in enumerate(column[:30])}) for _ in range(3)]
+    same = rate_entry(collect(dict(enumerate(shared)))["m"])
+    assert own["high"] - own["low"] < 0.85 * (same["high"] - same["low"])
+
+
+def test_prompts_within_seeds_cover_the_rate_as_often_as_they_say() -> None:
+    draw = np.random.default_rng(11)
+    held = []
+    for _ in range(200):
+        entry = rate_entry(by_turns((draw.random(90) < 0.2).astype(float), 3))
+        held.append(entry["low"] <= 0.2 <= entry["high"])
+    assert np.mean(held) >= 0.94
+
+
+def test_seeds_that_disagree_on_prompts_of_their_own_widen_the_interval_too() -> None:
+    alike = by_turns(np.array([0.0, 1.0] * 45), 3)
+    apart = by_turns(np.array([0.0] * 30 + [1.0] * 30 + [0.0] * 30), 3)
+    one, other = rate_entry(alike), rate_entry(apart)
+    assert other["high"] - other["low"] > 2 * (one["high"] - one["low"])
+
+
+def test_prompts_that_some_seeds_share_are_drawn_with_all_of_them() -> None:
+    rows = [answers({name: [float(name in "ace")] for name in names}) for names in ("abcd", "cdef")]
+    entry = rate_entry(collect(dict(enumerate(rows)))["m"])
+    assert 0 <= entry["low"] < entry["value"] < entry["high"] <= 1
+    assert (entry["n"], entry["prompts"]) == (8, 6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -26,7 +26,7 @@ STUDY = StudyConfig(
     bench_limit=2,
     max_new_tokens=4,
 )
-CELLS = 1 + 3 * 2
+CELLS = 4 * 2
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -100,12 +100,34 @@ def test_the_report_covers_every_method_with_claims_tables_and_plots(out: Path) 
     assert {p.name for p in out.glob("*.png")} == {"trade-off.png", "gates.png"}
 
 
+def test_methods_of_a_seed_are_asked_the_same_prompts_and_other_seeds_other_ones(
+    out: Path,
+) -> None:
+    asked: dict[int, set[tuple[str, ...]]] = {0: set(), 1: set()}
+    for path in results(out):
+        rows = read_jsonl(path.with_name("answers.jsonl"))
+        asked[read_json(path)["seed"]].add(tuple(row["id"] for row in rows))
+    assert len(asked[0]) == len(asked[1]) == 1
+    assert asked[0] != asked[1]
+
+
+def test_one_reference_counts_for_every_seed_where_all_prompts_are_asked(
+    params: Path, tmp_path: Path
+) -> None:
+    study = STUDY.model_copy(update={"bench_limit": None, "methods": ("reference",)})
+    report = stage.run(load_config(params), study, tmp_path)
+    assert [read_json(path)["seed"] for path in results(tmp_path)] == [0]
+    rate = report["rates"]["unsafe-start"]["reference"]["qa_f1"]
+    assert rate["n"] == 2 * rate["prompts"]
+
+
 def test_workers_side_by_side_compute_every_cell(params: Path, tmp_path: Path) -> None:
     study = STUDY.model_copy(update={"workers": 2, "methods": ("reference", "sft")})
     report = stage.run(load_config(params), study, tmp_path)
     names = {str(path.parent.relative_to(tmp_path / "cells")) for path in results(tmp_path)}
     assert names == {
         "unsafe-reference/reference/seed-0",
+        "unsafe-reference/reference/seed-1",
         "unsafe-start/sft/seed-0",
         "unsafe-start/sft/seed-1",
     }
@@ -154,7 +176,7 @@ def test_training_starts_from_the_aligned_model_where_the_scenario_says_so(
     stage.run(load_config(params), study, tmp_path)
     assert (tmp_path / "start/report.json").is_file()
     names = [str(path.parent.relative_to(tmp_path / "cells")) for path in results(tmp_path)]
-    assert names == ["aligned-reference/reference/seed-0", "noise-10/aaft/seed-3"]
+    assert names == ["aligned-reference/reference/seed-3", "noise-10/aaft/seed-3"]
 
 
 def test_a_killed_study_goes_on_with_the_cell_that_it_was_computing(

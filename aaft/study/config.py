@@ -61,7 +61,9 @@ class StudyConfig(Section):
     scenarios: tuple[str, ...] = Field(SCENARIOS, min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: int = Field(400, gt=0, description="training rows of a cell")
-    bench_limit: int | None = Field(None, gt=0, description="prompts per benchmark; None is all")
+    bench_limit: int | None = Field(
+        None, gt=0, description="prompts per benchmark and seed; None is all"
+    )
     questions: int | None = Field(
         None, gt=0, description="of each kind, in place of bench_limit: F1 needs more of them"
     )
@@ -72,6 +74,11 @@ class StudyConfig(Section):
     workers: int = Field(1, gt=0, description="processes that share the cells and the cores")
     train: dict[str, JsonValue] = Field({}, description="overrides of the section `train`")
     tuning: dict[str, JsonValue] = Field({}, description="settings of the rivals (methods.Tuning)")
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether seeds may be measured on different prompts."""
+        return not (self.bench_limit is None and self.questions is None)
 
     @field_validator("methods", "scenarios", "seeds")
     @classmethod
@@ -107,8 +114,8 @@ PRESETS: Mapping[str, StudyConfig] = {
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
         rows=75,
-        bench_limit=24,
-        questions=48,  # F1 differs by less than harm does
+        bench_limit=30,
+        questions=40,  # F1 differs by less than harm does
         max_new_tokens=24,
         workers=2,
         train=dict(_TRAIN),

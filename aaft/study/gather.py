@@ -13,15 +13,15 @@ from aaft.study.report import build_report, collect, markdown
 from aaft.study.scenarios import SCENARIOS, Scenario
 
 
-def reference_of(out: Path, scenario: Scenario) -> Cell:
-    """The one reference cell of a scenario's start: nothing in it depends on rows or seed."""
-    return Cell(out, f"{scenario.start}-reference", REFERENCE, 0)
+def cell_of(study: StudyConfig, out: Path, scenario: Scenario, method: str, seed: int) -> Cell:
+    """The cell that answers for a method and a seed.
 
-
-def cell_of(out: Path, scenario: Scenario, method: str, seed: int) -> Cell:
-    """The cell that answers for a method; the reference's counts for every seed."""
+    The reference's is of a start, whatever the scenario, and nothing in it depends on a seed but
+    which prompts are asked: where all of them are, one counts for every seed.
+    """
     if method == REFERENCE:
-        return reference_of(out, scenario)
+        turn = seed if study.takes_turns else study.seeds[0]
+        return Cell(out, f"{scenario.start}-reference", REFERENCE, turn)
     return Cell(out, scenario.name, method, seed)
 
 
@@ -37,7 +37,9 @@ def write_report(study: StudyConfig, out: Path) -> dict[str, Any]:
     for name in study.scenarios:
         found[name], results[name] = {}, {}
         for method in study.methods:
-            cells = {seed: cell_of(out, SCENARIOS[name], method, seed) for seed in study.seeds}
+            cells = {
+                seed: cell_of(study, out, SCENARIOS[name], method, seed) for seed in study.seeds
+            }
             found[name][method] = collect({s: cell.answers() for s, cell in cells.items()})
             results[name][method] = [cell.result() for cell in cells.values()]
         for result in results[name].get("aaft", []):

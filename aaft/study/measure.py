@@ -62,10 +62,18 @@ def study_folder(cfg: Config) -> Path:
     return cfg.data.bench.parent / "study"
 
 
-def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBench:
-    """The prompts of ``study.split``.
+def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec, seed: int) -> StudyBench:
+    """The prompts of ``study.split`` that cells of a seed are measured on.
 
     Of each benchmark ``study.bench_limit`` at most; of questions ``study.questions``, if given.
+    Seeds take turns (`turn`): one prompt differs from another by more than one training from
+    another, so three seeds on as many prompts each say more than three on the same ones.
+
+    Args:
+        cfg: names the benchmarks.
+        study: how many prompts, and of which split.
+        codec: the policy's.
+        seed: of the cells.
 
     Raises:
         AaftError: a file is missing, empty or malformed.
@@ -75,7 +83,9 @@ def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBenc
         folder, mark = study_folder(cfg), "valid_"
     questions = study.questions or study.bench_limit
     loaded = {
-        benchmark.name: load_bench(folder, Benchmark(mark + benchmark.name, benchmark.score), limit)
+        benchmark.name: turn(
+            load_bench(folder, Benchmark(mark + benchmark.name, benchmark.score), None), limit, seed
+        )
         for benchmark, limit in (
             (harmful.DIRECT, study.bench_limit),
             (benign.BENIGN, study.bench_limit),
@@ -104,6 +114,21 @@ def load_study_bench(cfg: Config, study: StudyConfig, codec: Codec) -> StudyBenc
     templates = _templates(study_folder(cfg) / "jailbreaks.jsonl", study.split)
     probes += [_jailbroken(example, templates, codec) for example in requests]
     return StudyBench(probes)
+
+
+def turn(examples: Sequence[BenchExample], limit: int | None, seed: int) -> list[BenchExample]:
+    """The seed's ``limit`` examples: the first ones, the next ones, and from the start again.
+
+    Args:
+        examples: in an order without meaning.
+        limit: how many, and no more than there are; None is all.
+        seed: which turn, from 0.
+    """
+    count = len(examples)
+    if limit is None or limit >= count:
+        return list(examples)
+    first = seed * limit
+    return [examples[i % count] for i in range(first, first + limit)]
 
 
 def _prefilled(example: BenchExample, openings: Sequence[str], count: int, codec: Codec) -> Probe:

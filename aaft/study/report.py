@@ -1,11 +1,11 @@
 """From finished cells to ``report.json`` and ``report.md``.
 
 A rate is the mean over (seed, prompt) pairs. Its 95% interval is a bootstrap that draws seeds and,
-crossed with them, prompts: answers of three models to one prompt are not three independent draws,
-nor are a model's answers to sixty. Three seeds say little about other seeds, so their rates stand
-beside it in ``seeds``. Where all pairs agree, a bootstrap gives a point; intervals are never
-narrower than what unseen prompts could do (the floor of `aaft.promotion.intervals`, with prompts
-counted, not pairs).
+crossed with them, prompts; where seeds have prompts of their own, prompts within seeds. Answers of
+three models to one prompt are not three independent draws, nor are a model's answers to sixty.
+Three seeds say little about other seeds, so their rates stand beside it in ``seeds``. Where all
+pairs agree, a bootstrap gives a point; intervals are never narrower than what unseen prompts could
+do (the floor of `aaft.promotion.intervals`, with prompts counted, not pairs).
 
 Differences are paired: both methods' values of the same (seed, prompt).
 """
@@ -100,9 +100,20 @@ def interval(
     seeds, prompts = total.shape
     mean = total.sum() / count.sum()
     draw = np.random.default_rng(0)
-    times = draw.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
     runs = draw.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
-    resampled = ((runs @ total) * times).sum(1) / ((runs @ count) * times).sum(1)
+    summed, counted = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    asked, kinds = np.unique(count > 0, axis=1, return_inverse=True)
+    for kind, by in enumerate(asked.T):
+        alike = np.flatnonzero(kinds == kind)
+        own, each = total[:, alike], count[:, alike]
+        # Prompts of one seed are drawn anew whenever it is, those of several with all of them.
+        alone = by.sum() == 1
+        draws = runs[:, by.argmax()] if alone else np.ones(RESAMPLES, dtype=np.int64)
+        times = draw.multinomial(draws * len(alike), np.full(len(alike), 1 / len(alike)))
+        drawn = np.ones_like(runs) if alone else runs
+        summed += ((drawn @ own) * times).sum(1)
+        counted += ((drawn @ each) * times).sum(1)
+    resampled = summed / counted
     tail = (1 - CONFIDENCE) / 2
     lower, upper = np.quantile(resampled, [tail, 1 - tail])
     unseen = wilson(0, prompts, CONFIDENCE)[1]

@@ -28,13 +28,13 @@ from aaft.judges.features import Encoders
 from aaft.judges.fitted import fitted_heads
 from aaft.models import runtime
 from aaft.models.fingerprint import library_versions, model_digest
-from aaft.models.policy import load_codec, locate_policy
+from aaft.models.policy import Codec, load_codec, locate_policy
 from aaft.progress import progress
 from aaft.scoring.cache import open_cache
 from aaft.study import start
 from aaft.study.cells import Cell, cell_digest, code_digest, files_digest
 from aaft.study.config import REFERENCE, StudyConfig, with_overrides
-from aaft.study.gather import reference_of, write_report
+from aaft.study.gather import cell_of, write_report
 from aaft.study.measure import load_study_bench, study_folder
 from aaft.study.methods import Tuning
 from aaft.study.rows import StudyData, load_study_data, of_kind
@@ -158,7 +158,7 @@ class _Study:
             cell, cfg = task.cell, self._started(task.scenario.start)
             facts: dict[str, Any] = {}
             if cell.method == REFERENCE:
-                answers = reference_cell(cfg, self._bench, device)
+                answers = reference_cell(cfg, self._bench(cell.seed), device)
             else:
                 given = given or self._rows(task.scenario, cell.seed, cfg)
                 answers, facts = trained_cell(
@@ -166,7 +166,7 @@ class _Study:
                     cfg.model_copy(update={"seed": cell.seed}),
                     given,
                     self._tuning,
-                    self._bench,
+                    self._bench(cell.seed),
                     device,
                 )
             yield f"{cell.name}: {_line(cell.save(task.digest, answers, facts))}"
@@ -184,7 +184,7 @@ class _Study:
         if scenario.noise:
             twins = with_noise(twins, scenario.noise, seed)
             siblings = with_noise(siblings, scenario.noise, seed)
-        align, codec = self._data.align, self._bench.codec
+        align, codec = self._data.align, self._codec
         return Rows(
             examples,
             {row.id: row.kind for row in chosen} | {e.id: "counterfactual" for e in swapped},
@@ -200,16 +200,20 @@ class _Study:
         study = self._study
         scenarios = [SCENARIOS[name] for name in study.scenarios]
         if REFERENCE in study.methods:
-            for scenario in {scenario.start: scenario for scenario in scenarios}.values():
-                yield _Task(
-                    reference_of(self._out, scenario), scenario, self._digest(scenario.start, {})
-                )
+            cells = {
+                cell_of(study, self._out, scenario, REFERENCE, seed): scenario
+                for scenario in scenarios
+                for seed in study.seeds
+            }
+            for cell, scenario in cells.items():
+                own = {"turn": cell.seed} if study.takes_turns else {}
+                yield _Task(cell, scenario, self._digest(scenario.start, own))
         for scenario in scenarios:
             for seed in study.seeds:
                 for method in study.methods:
                     if method == REFERENCE:
                         continue
-                    own = {
+                    facts = {
                         "scenario": [scenario.poison, scenario.noise, scenario.domain],
                         "method": method,
                         "seed": seed,
@@ -218,7 +222,7 @@ class _Study:
                         "tuning": dataclasses.asdict(self._tuning),
                     }
                     cell = Cell(self._out, scenario.name, method, seed)
-                    yield _Task(cell, scenario, self._digest(scenario.start, own))
+                    yield _Task(cell, scenario, self._digest(scenario.start, facts))
 
     def _digest(self, start_name: str, own: Mapping[str, Any]) -> str:
         return cell_digest({**self._shared, "start": self._start_digest(start_name), **own})
@@ -286,18 +290,21 @@ class _Study:
     def _panel(self) -> Panel:
         return load_panel(self._cfg)
 
-    @cached_property
-    def _bench(self) -> Bench:
+    def _bench(self, seed: int) -> Bench:
         cfg = self._cfg
-        codec = load_codec(cfg.policy.model, cfg.policy.revision)
         return Bench(
-            codec,
-            self._judge(),
-            load_study_bench(cfg, self._study, codec),
+            self._codec,
+            self._judge,
+            load_study_bench(cfg, self._study, self._codec, seed),
             self._study,
             cfg.evaluate.batch_size,
         )
 
+    @cached_property
+    def _codec(self) -> Codec:
+        return load_codec(self._cfg.policy.model, self._cfg.policy.revision)
+
+    @cached_property
     def _judge(self) -> EmbeddedJudge:
         """The embedded judge: the panel's own if it has one, for its models are loaded once."""
         for work in self._panel.works:
