@@ -109,7 +109,7 @@ _TRAIN: Mapping[str, JsonValue] = {
 
 PRESETS: Mapping[str, StudyConfig] = {
     # Meant for an hour on two cores with bfloat16 (400 GFLOP/s), fitting the judges' heads
-    # included; 56 minutes, measured in three parts (docs/study.md).
+    # included; 63 minutes in an hour in which the machine was slow (docs/study.md).
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
