@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from prefect.exceptions import TerminationSignal
 from rich.console import Console
 from rich.text import Text
 
@@ -35,7 +36,8 @@ def exit_on_expected_errors() -> Iterator[None]:
     """End the process with one line for an expected error: code 2 for a wrong input, else 1.
 
     SIGTERM ends it too, with code 143. Prefect marks the run as crashed and then leaves the signal
-    to who had it before; by default that kills on the spot, and its temporary server lives on.
+    to who had it before; by default that kills on the spot, and its temporary server lives on. The
+    signal counts once: a second one would cut short what ends the stage and that server.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -43,16 +45,19 @@ def exit_on_expected_errors() -> Iterator[None]:
         # Prefect makes only the last folder of this path, and else waits for a server in vain.
         Path(home).mkdir(parents=True, exist_ok=True)
     quiet_expected_errors()
-    before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         yield
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done but Prefect's own shutdown
         _end_log()
     except (AaftError, StageError) as error:
         _end_log()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, AaftError) else 1)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except Exception as error:
+        if not _came_of_sigterm(error):
+            raise
+        _exit_on_sigterm(signal.SIGTERM, None)
 
 
 def show_result(paths: Paths, report: Path, registration: Registration) -> None:
@@ -75,9 +80,17 @@ def show_result(paths: Paths, report: Path, registration: Registration) -> None:
 
 
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    signal.signal(number, signal.SIG_IGN)
     _end_log()
-    print("error: stopped by SIGTERM; run again, what is finished is kept", file=sys.stderr)
+    print("error: stopped by SIGTERM", file=sys.stderr)
     sys.exit(128 + number)
+
+
+def _came_of_sigterm(error: BaseException | None) -> bool:
+    """Whether Prefect was handling SIGTERM: it fails to if its server was told to end as well."""
+    while error is not None and not isinstance(error, TerminationSignal):
+        error = error.__context__
+    return error is not None
 
 
 def _end_log() -> None:

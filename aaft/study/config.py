@@ -77,7 +77,7 @@ class StudyConfig(Section):
 
     @property
     def takes_turns(self) -> bool:
-        """Whether seeds may be measured on different prompts."""
+        """Whether each seed has a part of the prompts; a part may still turn out to be all."""
         return not (self.bench_limit is None and self.questions is None)
 
     @field_validator("methods", "scenarios", "seeds")

@@ -20,7 +20,7 @@ def cell_of(study: StudyConfig, out: Path, scenario: Scenario, method: str, seed
     which prompts are asked: where all of them are, one counts for every seed.
     """
     if method == REFERENCE:
-        turn = seed if study.takes_turns else study.seeds[0]
+        turn = seed if study.takes_turns else 0
         return Cell(out, f"{scenario.start}-reference", REFERENCE, turn)
     return Cell(out, scenario.name, method, seed)
 

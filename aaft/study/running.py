@@ -28,7 +28,7 @@ Answers = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Bench:
-    """What every cell is measured with, loaded once for a study."""
+    """What the cells of a seed are measured with."""
 
     codec: Codec
     judge: EmbeddedJudge
