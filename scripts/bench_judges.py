@@ -90,11 +90,11 @@ def judging(
 def plain_sentences(cfg: Config, samples: list[Sample]) -> Callable[[], None]:
     """Request, answer, both and passage of each row, encoded in fp32 in the order of the file."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     def plain(name: str) -> SentenceTransformer:
         word = Transformer(name)
-        return SentenceTransformer(modules=[word, Pooling(word.get_word_embedding_dimension())])
+        return SentenceTransformer(modules=[word, Pooling(word.get_embedding_dimension())])
 
     model, larger = plain(cfg.judges.embedder), plain(cfg.judges.intent_embedder)
     larger.max_seq_length = MAX_REQUEST  # as much of a request as ours reads

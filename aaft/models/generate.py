@@ -3,18 +3,14 @@
 A row's tokens and log-probabilities depend on that row alone, to the bit on CPU (but for `greedy`
 where that is not asked for): its padded widths
 come from its own lengths, and only rows of equal widths share a batch (`aaft.models.batching`).
-Two things more are needed. A matrix product of one or two rows rounds differently from the same
-rows among others, so a decoding step of few rows computes some of them again. And transformers
-packs the query heads of a step into two or three rows, for which attention does depend on the
-batch; `runtime.prepare` turns that off.
+One thing more is needed: a matrix product of one or two rows rounds differently from the same
+rows among others, so a decoding step of few rows computes some of them again.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -22,8 +18,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from aaft.models.attention import decoding
 from aaft.models.batching import width, width_batches
-from aaft.models.runtime import FORCE_GQA
 
 _MULTIPLE = 16
 # Differences were seen for one and two rows, none from three on; a step of eight costs the same.
@@ -236,13 +232,14 @@ def complete(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=end_id
     )
     model.generation_config = settings
-    sequences = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=cache,
-        logits_processor=LogitsProcessorList([sampler] if sampler else []),
-        generation_config=settings,
-    )[:, ids.shape[1] :].tolist()
+    with decoding(model):
+        sequences = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            logits_processor=LogitsProcessorList([sampler] if sampler else []),
+            generation_config=settings,
+        )[:, ids.shape[1] :].tolist()
     completions = []
     for row, generated in enumerate(sequences):
         ended = end_id in generated
@@ -283,20 +280,19 @@ def greedy(
     batches = prompt_batches(prompts, batch_size)
     if prompts and not independent:
         shared, batches = common_start(prompts), _full(prompts, batch_size)
-    with _packed_heads(not independent):
-        for batch in batches:
-            ids, mask, cache = prefill(model, [prompts[i] for i in batch], shared)
-            done = complete(
-                model,
-                ids,
-                mask,
-                cache,
-                end_id=end_id,
-                max_new_tokens=max_new_tokens,
-                independent=independent,
-            )
-            results.update(zip(batch, (row[0] for row in done), strict=True))
-            advance(len(batch))
+    for batch in batches:
+        ids, mask, cache = prefill(model, [prompts[i] for i in batch], shared)
+        done = complete(
+            model,
+            ids,
+            mask,
+            cache,
+            end_id=end_id,
+            max_new_tokens=max_new_tokens,
+            independent=independent,
+        )
+        results.update(zip(batch, (row[0] for row in done), strict=True))
+        advance(len(batch))
     return [results[i] for i in range(len(prompts))]
 
 
@@ -315,18 +311,3 @@ def _full(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[in
         batch.append(index)
     if batch:
         yield batch
-
-
-@contextmanager
-def _packed_heads(packed: bool) -> Iterator[None]:
-    """Let transformers pack query heads into rows meanwhile (`runtime.prepare` forbids it)."""
-    before = os.environ.get(FORCE_GQA)
-    if packed:
-        os.environ[FORCE_GQA] = "0"
-    try:
-        yield
-    finally:
-        if packed:
-            os.environ.pop(FORCE_GQA)
-            if before is not None:
-                os.environ[FORCE_GQA] = before

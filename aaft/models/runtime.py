@@ -35,7 +35,8 @@ def prepare(seed: int) -> torch.device:
     if device().type == "cuda":
         return device()
     repeatable_products()
-    # See aaft.models.generate: one decoding step, without packing the query heads into rows.
+    # Else transformers copies the keys for every query head, or packs heads so that a row's bits
+    # depend on its batch.
     os.environ.setdefault(FORCE_GQA, "1")
     torch.set_num_threads(_threads())
     return device()
