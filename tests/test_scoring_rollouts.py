@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from aaft.config import ScoreConfig
+from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
-from aaft.models import runtime
+from aaft.models import generate, runtime
 from aaft.models.generate import greedy, prompt_batches
 from aaft.models.policy import Codec
-from aaft.scoring.rollouts import Asked, roll_out
+from aaft.scoring.rollouts import Asked, RolloutWork, roll_out
 from tests import tiny
 
 
@@ -74,13 +74,27 @@ def test_a_greedy_answer_is_the_same_alone_and_among_others(policy, codec, asked
 
 
 def test_decoding_does_not_pack_query_heads_into_rows() -> None:
-    """With two or three rows, attention on CPU depends on the batch (`aaft.models.generate`)."""
+    """Where transformers' own attention serves one query: packed, it depends on the batch."""
     from transformers.integrations import sdpa_attention
 
     runtime.prepare(0)
     key = torch.zeros(1, 2, 4, 8)
     mask = torch.ones(1, 1, 1, 4, dtype=torch.bool)
     assert sdpa_attention.use_gqa_in_sdpa(mask, key, key)
+
+
+def test_rollouts_that_were_decoded_otherwise_are_not_taken_for_ours(
+    tmp_path, asked, monkeypatch
+) -> None:
+    tiny.save_policy(tmp_path)
+    cfg = Config(policy={"model": str(tmp_path)})
+    key = RolloutWork(cfg).key(asked[0])
+    assert RolloutWork(cfg).key(asked[0]) == key
+    monkeypatch.setattr(generate, "DECODING", generate.DECODING + 1)
+    assert RolloutWork(cfg).key(asked[0]) != key
+    monkeypatch.undo()
+    monkeypatch.setattr(runtime, "compute_dtype", lambda device: torch.float16)
+    assert RolloutWork(cfg).key(asked[0]) != key
 
 
 def test_prompts_of_a_batch_share_a_padded_width_and_the_widest_come_first(asked) -> None:

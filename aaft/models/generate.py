@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from aaft.models import runtime
 from aaft.models.attention import decoding
 from aaft.models.batching import width, width_batches
 
+DECODING = 2
+"""Raised when the same prompts and seeds come to give other tokens: caches are keyed by it."""
 _MULTIPLE = 16
 # Differences were seen for one and two rows, none from three on; a step of eight costs the same.
 _FEWEST_ROWS = 8
@@ -76,6 +79,11 @@ def prompt_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterato
     # The widest need the most memory: if it is short, that shows at once.
     for _, batch in reversed(list(width_batches(lengths, batch_size, _MULTIPLE))):
         yield batch
+
+
+def decoded_by() -> str:
+    """What tokens depend on beside model, prompt and seed: this code, and what it multiplies in."""
+    return f"decoding {DECODING} in {runtime.compute_dtype(runtime.device())}"
 
 
 @torch.inference_mode()

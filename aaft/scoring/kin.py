@@ -182,11 +182,14 @@ class KinWork:
 
     @cached_property
     def _identity(self) -> tuple[str | int, ...]:
+        from aaft.models.generate import decoded_by
+
         policy = self._cfg.policy
         digest = model_digest(policy.model, policy.revision, "policy.model")
         declined = f"mended by {COMPLIANT}" if self._mend else "left out"
         sampler = f"{REQUEST_TOKENS} {ANSWER_TOKENS} {TEMPERATURE!r} {_FEWEST_WORDS} {declined}"
-        return ("kin", digest, sampler, self._cfg.seed, file_digest(Path(shaping.__file__)))
+        shaped = file_digest(Path(shaping.__file__))
+        return ("kin", digest, sampler, self._cfg.seed, shaped, decoded_by())
 
     @cached_property
     def _codec(self) -> Codec:

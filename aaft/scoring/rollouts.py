@@ -12,7 +12,14 @@ from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
 from aaft.errors import AaftError
 from aaft.models.fingerprint import model_digest
-from aaft.models.generate import Completion, complete, prefill, prompt_batches, response_logprobs
+from aaft.models.generate import (
+    Completion,
+    complete,
+    decoded_by,
+    prefill,
+    prompt_batches,
+    response_logprobs,
+)
 from aaft.models.policy import Codec, load_codec, load_frozen
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.counterfactual import AnyRecord
@@ -138,7 +145,7 @@ class RolloutWork:
     @cached_property
     def _identity(self) -> tuple[str, ...]:
         policy, cfg = self._cfg.policy, self._cfg.score
-        where = "local"
+        where = decoded_by()
         if cfg.endpoint is not None:
             # How hard the server is leant on changes nothing in what it answers.
             where = cfg.endpoint.model_dump_json(
