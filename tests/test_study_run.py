@@ -121,17 +121,41 @@ def test_one_reference_counts_for_every_seed_where_all_prompts_are_asked(
     assert rate["n"] == 2 * rate["prompts"]
 
 
-def test_workers_side_by_side_compute_every_cell(params: Path, tmp_path: Path) -> None:
-    study = STUDY.model_copy(update={"workers": 2, "methods": ("reference", "sft")})
-    report = stage.run(load_config(params), study, tmp_path)
-    names = {str(path.parent.relative_to(tmp_path / "cells")) for path in results(tmp_path)}
+def test_workers_compute_every_cell_and_make_the_aligned_start_beside_them(
+    params: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"scenarios": ("clean", "unsafe-start"), "methods": ("reference", "sft"), "seeds": (0,)}
+    alone = stage.run(load_config(params), STUDY.model_copy(update=both), tmp_path / "alone")
+    study = STUDY.model_copy(update={**both, "workers": 2})
+    report = stage.run(load_config(params), study, tmp_path / "two")
+    assert "one worker makes the aligned start first" in capsys.readouterr().out
+    names = {
+        str(path.parent.relative_to(tmp_path / "two/cells")) for path in results(tmp_path / "two")
+    }
     assert names == {
         "unsafe-reference/reference/seed-0",
-        "unsafe-reference/reference/seed-1",
+        "aligned-reference/reference/seed-0",
+        "clean/sft/seed-0",
         "unsafe-start/sft/seed-0",
-        "unsafe-start/sft/seed-1",
     }
-    assert report["rates"]["unsafe-start"]["sft"]["qa_f1"]["n"] == 2 * 2
+    assert report["rates"] == alone["rates"]
+    weights = "start/model.safetensors"
+    assert (tmp_path / "two" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()
+    stage.run(load_config(params), study, tmp_path / "two")
+    assert "4 cells, 4 done already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scenario", ["clean", "unsafe-start"])
+def test_workers_without_cells_beside_the_aligned_start(
+    params: Path, tmp_path: Path, scenario: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = STUDY.model_copy(
+        update={"workers": 2, "methods": ("reference",), "scenarios": (scenario,)}
+    )
+    report = stage.run(load_config(params), study, tmp_path)
+    assert report["rates"][scenario]["reference"]["qa_f1"]["n"] == 2 * 2
+    assert (tmp_path / "start").exists() == (scenario == "clean")
+    assert "one worker" not in capsys.readouterr().out
 
 
 def test_a_rerun_computes_nothing_and_reports_the_same(

@@ -109,13 +109,13 @@ _TRAIN: Mapping[str, JsonValue] = {
 
 PRESETS: Mapping[str, StudyConfig] = {
     # Meant for an hour on two cores with bfloat16 (400 GFLOP/s), fitting the judges' heads
-    # included; 63 minutes in an hour in which the machine was slow (docs/study.md).
+    # included (docs/study.md).
     "small": StudyConfig(
         methods=(REFERENCE, "sft", "filter", "filter-replace", "aaft"),
         scenarios=("poison-10", "unsafe-start"),
         rows=75,
         bench_limit=20,
-        questions=32,  # F1 differs by less than harm does
+        questions=50,  # all of the benchmark in three seeds: F1 differs by less than harm does
         max_new_tokens=24,
         workers=2,
         train=dict(_TRAIN),

@@ -53,6 +53,8 @@ from aaft.study.workers import spread
 
 # Settings that change where and how fast something is computed, not what.
 _SPEED = {"cache", "batch_size", "shard_rows", "engine", "workers"}
+# A worker's item like a group of cells: the aligned start.
+_START: tuple[str, ...] = ()
 
 
 def run(cfg: Config, study: StudyConfig, out: Path) -> dict[str, Any]:
@@ -93,7 +95,8 @@ class _Task:
 
     cell: Cell
     scenario: Scenario
-    digest: str
+    facts: Mapping[str, Any]
+    """What it depends on beside what all cells do."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class _Study:
         locate_policy(self._cfg.policy.model)
         (self._out / "report.json").unlink(missing_ok=True)
         tasks = list(self._tasks())
-        left = [task for task in tasks if not task.cell.done(task.digest)]
+        left = [task for task in tasks if not self._done(task)]
         print(f"study: {len(tasks)} cells, {len(tasks) - len(left)} done already", flush=True)
         with progress("study", len(tasks), "cells") as advance:
             advance(len(tasks) - len(left), reused=True)
@@ -133,11 +136,17 @@ class _Study:
                 advance(1)
         return write_report(self._study, self._out)
 
+    def _done(self, task: _Task) -> bool:
+        made = task.scenario.start == "unsafe" or self._start_made
+        return made and task.cell.done(self._digest(task))
+
     def _compute(self, left: Sequence[_Task]) -> Iterator[str]:
         """Compute the cells, those that share their rows one after another in one process."""
+        # Those that don't need the aligned start first: it can be made meanwhile.
+        order = sorted(left, key=lambda task: task.scenario.start != "unsafe")
         groups = [
             tuple(task.cell.name for task in tasks)
-            for _, tasks in groupby(left, lambda task: (task.cell.scenario, task.cell.seed))
+            for _, tasks in groupby(order, lambda task: (task.cell.scenario, task.cell.seed))
         ]
         workers = min(self._study.workers, len(groups))
         if workers < 2:
@@ -147,10 +156,21 @@ class _Study:
         load_panel(self._cfg)
         with open_cache(self._cfg.score.cache):
             pass
+        if order[-1].scenario.start != "unsafe" and not self._start_made:
+            if order[0].scenario.start == "unsafe":
+                print("study: one worker makes the aligned start first", flush=True)
+                groups.insert(0, _START)
+            else:
+                start.run(self._given, self._start)  # with all cores: nobody has other work
         return spread(_Worker(self._given, self._study, self._out), groups, workers)
 
     def cells(self, names: Sequence[str]) -> Iterator[str]:
-        """Compute the cells of one scenario and seed; yield a line about each."""
+        """Compute the cells of one scenario and seed; yield a line about each.
+
+        `_START` in place of their names makes the aligned start, which yields nothing.
+        """
+        if names == _START:
+            self._started("aligned")
         tasks = {task.cell.name: task for task in self._tasks()}
         device = self._device  # prepared before anything is computed
         given: Rows | None = None
@@ -169,7 +189,7 @@ class _Study:
                     self._bench(cell.seed),
                     device,
                 )
-            yield f"{cell.name}: {_line(cell.save(task.digest, answers, facts))}"
+            yield f"{cell.name}: {_line(cell.save(self._digest(task), answers, facts))}"
 
     def _rows(self, scenario: Scenario, seed: int, cfg: Config) -> Rows:
         chosen = rows(scenario, seed, self._data, self._study.rows)
@@ -207,7 +227,7 @@ class _Study:
             }
             for cell, scenario in cells.items():
                 own = {"turn": cell.seed} if study.takes_turns else {}
-                yield _Task(cell, scenario, self._digest(scenario.start, own))
+                yield _Task(cell, scenario, own)
         for scenario in scenarios:
             for seed in study.seeds:
                 for method in study.methods:
@@ -222,10 +242,11 @@ class _Study:
                         "tuning": dataclasses.asdict(self._tuning),
                     }
                     cell = Cell(self._out, scenario.name, method, seed)
-                    yield _Task(cell, scenario, self._digest(scenario.start, facts))
+                    yield _Task(cell, scenario, facts)
 
-    def _digest(self, start_name: str, own: Mapping[str, Any]) -> str:
-        return cell_digest({**self._shared, "start": self._start_digest(start_name), **own})
+    def _digest(self, task: _Task) -> str:
+        begun = self._start_digest(task.scenario.start)
+        return cell_digest({**self._shared, "start": begun, **task.facts})
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
@@ -275,12 +296,22 @@ class _Study:
         runtime.quiet_transformers()
         return runtime.prepare(self._cfg.seed)
 
+    @property
+    def _start(self) -> Path:
+        return self._out / "start"
+
+    @cached_property
+    def _start_made(self) -> bool:
+        """Whether the aligned start is there already."""
+        return start.made(self._given, self._start) is not None
+
     @cached_property
     def _aligned(self) -> Path:
-        folder = self._out / "start"
-        # Not with the study's own settings: tuning a method must not move where all of them start.
-        start.run(self._given, folder)
-        return folder
+        # Who needs it while another worker makes it waits.
+        with FileLock(self._out / ".start.lock"):
+            # Not with the study's own settings: tuning must not move where all methods start.
+            start.run(self._given, self._start)
+        return self._start
 
     @cached_property
     def _data(self) -> StudyData:

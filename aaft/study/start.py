@@ -85,24 +85,13 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
         AaftError: missing inputs, a row that is too long, a training that diverges, or ``out``
             holds something else, which is not replaced.
     """
-    locate_policy(cfg.policy.model)
-    folder = cfg.data.bench.parent / "study"
-    rows = read_rows(folder / "align.jsonl")
-    asked = read_requests(folder / "own.jsonl")
-    train = cfg.train.model_copy(
-        update={
-            "method": "sft",
-            "epochs": EPOCHS,
-            "rows_per_step": ROWS_PER_STEP,
-            "learning_rate": LEARNING_RATE,
-            "lora": cfg.train.lora or LoraSettings(),
-        }
-    )
-    inputs = _inputs(cfg, train)
-    known = _known(out)
-    if known.get("inputs") == inputs:
+    known = made(cfg, out)
+    if known is not None:
         return known
 
+    rows, asked = _rows(cfg)
+    train = _train(cfg)
+    inputs = _inputs(cfg, train)
     cfg = cfg.model_copy(update={"train": train})
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
@@ -138,6 +127,35 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     }
     _write(cfg, model, report, out)
     return report
+
+
+def made(cfg: Config, out: Path) -> dict[str, Any] | None:
+    """The report of the start in ``out``; None if there is none, or one of other inputs.
+
+    Raises:
+        AaftError: missing inputs, or ``out`` holds something else.
+    """
+    locate_policy(cfg.policy.model)
+    _rows(cfg)
+    known = _known(out)
+    return known if known.get("inputs") == _inputs(cfg, _train(cfg)) else None
+
+
+def _rows(cfg: Config) -> tuple[list[StudyRow], list[Record]]:
+    folder = cfg.data.bench.parent / "study"
+    return read_rows(folder / "align.jsonl"), read_requests(folder / "own.jsonl")
+
+
+def _train(cfg: Config) -> TrainConfig:
+    return cfg.train.model_copy(
+        update={
+            "method": "sft",
+            "epochs": EPOCHS,
+            "rows_per_step": ROWS_PER_STEP,
+            "learning_rate": LEARNING_RATE,
+            "lora": cfg.train.lora or LoraSettings(),
+        }
+    )
 
 
 def _answered(cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record]) -> list[StudyRow]:
