@@ -208,7 +208,7 @@ def test_grounded_records_are_scored_with_a_foreign_passage_too(built: Paths) ->
 def test_kin_follow_the_records_in_every_file(
     params: Path, built: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring_stage, "unsafe", lambda given, *_: given[4:5])
+    monkeypatch.setattr(scoring_stage, "harmful_requests", lambda given, *_: given[4:5])
     paths = Paths(tmp_path)
     shutil.copytree(built.build, tmp_path, dirs_exist_ok=True)
     twin = Record("row-0", [{"role": "user", "content": "Explain it"}], "It is so.", None, "t")
@@ -229,7 +229,7 @@ def test_kin_follow_the_records_in_every_file(
 
 def test_gates_are_kept_for_every_record(built: Paths) -> None:
     gates = pd.read_parquet(built.stage("train") / "gates.parquet")
-    columns = ["id", "gate", "v", "uncertainty", "abstain", "counterfactual"]
+    columns = ["id", "gate", "v", "uncertainty", "abstain", "need", "counterfactual"]
     assert list(gates.columns) == columns
     assert (~gates["counterfactual"]).sum() == 8
     kept = read_json(built.report("train"))["counterfactuals"]

@@ -19,7 +19,16 @@ from aaft.io import write_jsonl
 from aaft.models.policy import Codec
 from aaft.scoring import kin
 from aaft.scoring.cache import open_cache
-from aaft.scoring.kin import COMMON, SIBLING, TWIN, KinWork, as_kin, draw_kin, openings, unsafe
+from aaft.scoring.kin import (
+    COMMON,
+    SIBLING,
+    TWIN,
+    KinWork,
+    as_kin,
+    draw_kin,
+    harmful_requests,
+    openings,
+)
 from tests import tiny
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -63,8 +72,8 @@ def test_only_what_is_rejected_as_unsafe_and_can_be_begun_gets_kin() -> None:
     prefilled.prompt_messages.append({"role": "assistant", "content": "Sure"})
     records.append(prefilled)
     golds = np.array([[0.9, 0.1], [0.9, 0.9], [0.9, np.nan], [0.1, 0.9], *[[0.9, 0.1]] * 3])
-    assert [r.id for r in unsafe(records, golds, ["grounding", "safety"])] == ["bad"]
-    assert unsafe(records, golds, ["grounding", "comply"]) == []
+    assert [r.id for r in harmful_requests(records, golds, ["grounding", "safety"])] == ["bad"]
+    assert harmful_requests(records, golds, ["grounding", "comply"]) == []
 
 
 @pytest.fixture(scope="module")

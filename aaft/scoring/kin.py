@@ -206,7 +206,7 @@ class KinWork:
         return load_frozen(policy.model, device, policy.revision)
 
 
-def unsafe(
+def harmful_requests(
     records: Sequence[AnyRecord], golds: npt.NDArray[np.float64], objectives: Sequence[str]
 ) -> list[AnyRecord]:
     """Records without a passage whose gold is rejected on ``safety``.

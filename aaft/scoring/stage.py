@@ -41,7 +41,7 @@ from aaft.scoring.judging import (
     judge_works,
     number_or_none,
 )
-from aaft.scoring.kin import Kin, draw_kin, unsafe
+from aaft.scoring.kin import Kin, draw_kin, harmful_requests
 from aaft.scoring.rollouts import Candidate, draw, fitting, of_golds, tokenize
 
 
@@ -77,7 +77,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         judged = judge_all(works, lambda: samples, len(samples), cfg, cache)
         golds = [samples[i] for i in _golds(candidates)[: len(given)]]
         aligned = align_cached(works, golds, cfg.judges.kappa_u, cache)
-        harmful = unsafe(given, aligned.quality, aligned.objectives)
+        harmful = harmful_requests(given, aligned.quality, aligned.objectives)
         kin = drawn_kin(cfg, codec, harmful, {record.id for record in records}, works, cache)
         if kin.twins or kin.siblings:
             records += [*kin.twins, *kin.siblings]

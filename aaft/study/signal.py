@@ -26,7 +26,7 @@ from aaft.models.policy import Codec, load_codec
 from aaft.scoring.cache import ScoreCache
 from aaft.scoring.conservative import conservative_responses
 from aaft.scoring.judging import JudgeWork, align_cached, judge_all, judge_works
-from aaft.scoring.kin import unsafe
+from aaft.scoring.kin import harmful_requests
 from aaft.scoring.rollouts import Candidate, draw, of_golds, tokenize
 from aaft.scoring.stage import drawn_counterfactuals, drawn_kin
 from aaft.tuning.decision import Remedy, decide
@@ -190,7 +190,7 @@ def kin_signal(
         AaftError: judges that fail.
     """
     golds = np.stack([example.quality[0] for example in examples])
-    harmful = unsafe(records, golds, examples[0].objectives)
+    harmful = harmful_requests(records, golds, examples[0].objectives)
     policy = cfg.policy.model_copy(update={"model": str(start), "revision": None})
     cfg = cfg.model_copy(update={"policy": policy})
     taken = {record.id for record in records}

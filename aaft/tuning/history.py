@@ -21,13 +21,17 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class GateRow:
-    """The last gate of a record; ``v`` and ``uncertainty`` are NaN where no judge scored it."""
+    """The last gate of a record.
+
+    ``v`` and ``uncertainty`` are NaN where no judge scored it, ``need`` where it doesn't abstain.
+    """
 
     id: str
     gate: float
     v: float
     uncertainty: float
     abstain: bool
+    need: float
 
     def to_json(self) -> dict[str, Any]:
         """As JSON has it: None for NaN."""
@@ -58,6 +62,7 @@ def gate_rows(window: Sequence[Example], gating: Gating) -> dict[str, GateRow]:
             float(gating.standing.value[i]),
             float(gating.standing.uncertainty[i]),
             example.abstention is not None,
+            float(gating.need[i]),
         )
         for i, example in enumerate(window)
     }

@@ -6,6 +6,7 @@ computed from what is predicted at their tokens (`Recipe.loss`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +46,8 @@ class Gating:
     """Candidate weights, ``[B, K+1]``."""
     log_ratio: torch.Tensor
     """``D``, ``[B, K+1]``; 0 where nothing was computed."""
+    need: torch.Tensor
+    """``h``, ``[B]``: what abstaining weighs; NaN where an example doesn't."""
 
     @property
     def pushing(self) -> torch.Tensor:
@@ -194,6 +197,7 @@ class GatedRecipe(SupervisedRecipe):
             state,
             weights,
             log_ratio,
+            torch.tensor([self._needs.get(e.id, math.nan) for e in window], dtype=torch.float64),
         )
 
 

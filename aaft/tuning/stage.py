@@ -188,7 +188,10 @@ def add_lora(base: Any, settings: LoraSettings, seed: int) -> Any:
 
 
 def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[str, Any]:
-    """The report: counts and gates of the records (no counterfactuals), first and last loss."""
+    """The report: counts and gates of the records (no counterfactuals), first and last loss.
+
+    ``need``, what abstaining weighs, is of counterfactuals too: most of what abstains is.
+    """
     first, last = trainer.history[0], trainer.history[-1]
     report: dict[str, Any] = {
         "method": cfg.train.method,
@@ -208,6 +211,10 @@ def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[st
             "share_zero": float((gates == 0).mean()),
             "share_above_half": float((gates > 0.5).mean()),
         }
+        needs = [row.need for row in trainer.gates.values() if not np.isnan(row.need)]
+        if needs:
+            marks = np.quantile(needs, [0.1, 0.5, 0.9]).tolist()
+            report["need"] = dict(zip(("p10", "p50", "p90"), marks, strict=True))
     return report
 
 
