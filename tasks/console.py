@@ -48,7 +48,6 @@ def exit_on_expected_errors() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         yield
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done but Prefect's own shutdown
         _end_log()
     except (AaftError, StageError) as error:
         _end_log()
@@ -58,6 +57,9 @@ def exit_on_expected_errors() -> Iterator[None]:
         if not _came_of_sigterm(error):
             raise
         _exit_on_sigterm(signal.SIGTERM, None)
+    finally:
+        # All is done but Prefect's own shutdown. (It has put our handler back after calling it.)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def show_result(paths: Paths, report: Path, registration: Registration) -> None:

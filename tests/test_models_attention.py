@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from tiny import policy
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from aaft.models.attention import ONE_QUERY, decoding, one_query
+from aaft.models import attention, generate
+from aaft.models.attention import decoding, one_query
+from aaft.models.generate import greedy
+from tests.tiny import policy
 
 F = torch.nn.functional
 
@@ -71,12 +76,39 @@ def test_several_queries_are_left_to_transformers() -> None:
     torch.testing.assert_close(found, wanted.transpose(1, 2))
 
 
-def test_a_model_decodes_with_it_and_has_its_own_attention_again() -> None:
-    model = policy()
+def test_values_may_be_of_another_size() -> None:
+    query, key, _, seen = given(3, 9, torch.float32)
+    value = torch.randn(3, 2, 9, 5, generator=torch.Generator().manual_seed(1))
+    found, _ = one_query(torch.nn.Module(), query, key, value, seen)
+    wanted = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, enable_gqa=True
+    ).transpose(1, 2)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_model_decodes_the_same_tokens_with_it_as_without(monkeypatch) -> None:
+    model = policy(layers=3)
     model.set_attn_implementation("sdpa")
-    with decoding(model):
-        assert model.config._attn_implementation == ONE_QUERY
-    assert model.config._attn_implementation == "sdpa"
-    model.set_attn_implementation("eager")
-    with decoding(model):
-        assert model.config._attn_implementation == "eager", "what was chosen is left"
+    prompts = [[5 + i, *range(10, 30 + i)] for i in range(9)]
+    settings = {"end_id": 0, "max_new_tokens": 12, "batch_size": 4}
+    calls = []
+    monkeypatch.setattr(
+        attention, "one_query", lambda *given, **more: calls.append(0) or one_query(*given, **more)
+    )
+    found = greedy(model, prompts, **settings)
+    assert len(calls) >= 3 * 11
+    monkeypatch.setattr(generate, "decoding", nullcontext)
+    assert [done.ids for done in greedy(model, prompts, **settings)] == [d.ids for d in found]
+
+
+def test_transformers_has_its_own_function_again_even_after_an_error() -> None:
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def fail() -> None:
+        with decoding():
+            assert ALL_ATTENTION_FUNCTIONS["sdpa"] is one_query
+            raise KeyError("full")
+
+    with pytest.raises(KeyError, match="full"):
+        fail()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ import torch
 
 from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
+from aaft.judge_config import EmbeddedSpec, JudgesConfig
+from aaft.judges.base import Sample
 from aaft.models import generate, runtime
 from aaft.models.generate import greedy, prompt_batches
 from aaft.models.policy import Codec
+from aaft.scoring.judging import JudgeWork
 from aaft.scoring.rollouts import Asked, RolloutWork, roll_out
 from tests import tiny
 
@@ -95,6 +100,23 @@ def test_rollouts_that_were_decoded_otherwise_are_not_taken_for_ours(
     monkeypatch.undo()
     monkeypatch.setattr(runtime, "compute_dtype", lambda device: torch.float16)
     assert RolloutWork(cfg).key(asked[0]) != key
+
+
+def test_a_guards_categories_are_decoded_too(monkeypatch) -> None:
+    guard = SimpleNamespace(digest="d", explain=lambda samples: [None])
+    sample = Sample("why?", "because", None)
+
+    def keys() -> list[bytes]:
+        found = []
+        for explain in (True, False):
+            work = JudgeWork(EmbeddedSpec(), JudgesConfig(), Path(), 0, explain=explain)
+            vars(work)["judge"] = guard
+            found.append(work.key(sample))
+        return found
+
+    before = keys()
+    monkeypatch.setattr(generate, "DECODING", generate.DECODING + 1)
+    assert [old == new for old, new in zip(before, keys(), strict=True)] == [False, True]
 
 
 def test_prompts_of_a_batch_share_a_padded_width_and_the_widest_come_first(asked) -> None:

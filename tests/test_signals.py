@@ -39,6 +39,20 @@ print("after")
 os.kill(os.getpid(), signal.SIGTERM)
 print("end")
 """
+AGAIN = """
+import atexit, os, signal
+from prefect.utilities.engine import capture_sigterm
+from tasks.console import exit_on_expected_errors
+from aaft.errors import AaftError
+
+@atexit.register
+def shutdown():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("server stopped")
+
+with exit_on_expected_errors(), capture_sigterm():
+    {body}
+"""
 SERVER_GONE = """
     try:
         raise TerminationSignal(signal.SIGTERM)
@@ -81,6 +95,22 @@ def test_a_signal_ends_a_flow_in_one_line_and_only_while_it_runs(
     assert done.returncode == code, done.stderr
     assert done.stdout == output
     assert done.stderr.splitlines() == message
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "error: stopped by SIGTERM"),
+        ("raise AaftError('no rows')", 2, "error: no rows"),
+    ],
+)
+def test_a_signal_at_the_end_does_not_cut_prefects_shutdown_short(
+    body: str, code: int, message: str
+) -> None:
+    done = run(AGAIN.format(body=body))
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "server stopped\n"
+    assert done.stderr.splitlines() == [message]
 
 
 def test_a_bug_keeps_its_traceback() -> None:

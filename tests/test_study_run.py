@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,7 @@ CELLS = 4 * 2
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from aaft.config import load_config
 from aaft.study import cells, stage
 from tests.test_study_run import STUDY
@@ -143,6 +146,40 @@ def test_workers_compute_every_cell_and_make_the_aligned_start_beside_them(
     assert (tmp_path / "two" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()
     stage.run(load_config(params), study, tmp_path / "two")
     assert "4 cells, 4 done already" in capsys.readouterr().out
+
+
+def test_cells_of_a_start_that_was_made_again_are_kept(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = STUDY.model_copy(update={"scenarios": ("clean",), "seeds": (0,)})
+    report = stage.run(load_config(params), study, tmp_path)
+    shutil.rmtree(tmp_path / "start")
+
+    def computed(*_: object) -> None:
+        raise AssertionError("a cell was computed again")
+
+    for name in ("trained_cell", "reference_cell", "signal"):
+        monkeypatch.setattr(stage, name, computed)
+    assert stage.run(load_config(params), study, tmp_path) == report
+    assert (tmp_path / "start/report.json").is_file()
+
+
+def test_cells_are_of_the_code_that_computed_them(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = STUDY.model_copy(update={"methods": ("reference",), "seeds": (0,)})
+    real = stage.reference_cell
+
+    def edited(*given: Any) -> Any:
+        monkeypatch.setattr(stage, "code_digest", lambda: "edited meanwhile")
+        return real(*given)
+
+    monkeypatch.setattr(stage, "reference_cell", edited)
+    stage.run(load_config(params), study, tmp_path)
+    (path,) = results(tmp_path)
+    before = read_json(path)["digest"]
+    stage.run(load_config(params), study, tmp_path)
+    assert read_json(path)["digest"] != before
 
 
 @pytest.mark.parametrize("scenario", ["clean", "unsafe-start"])

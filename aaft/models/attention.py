@@ -2,7 +2,7 @@
 
 torch's fused kernel is made for many queries: of a decoding step of 64 rows it took more than half.
 Two batched products and a softmax between them are some ten times as fast, and give a row the same
-bits whatever rows are beside it.
+bits whatever rows are beside it. Models whose attention is not transformers' ``sdpa`` keep theirs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-ONE_QUERY = "aaft_one_query"
-"""Name of `one_query` among transformers' attention implementations."""
-
+_REPLACED = "sdpa"
 # What transformers may pass that only its own functions understand.
 _SPECIAL = ("softcap", "position_bias", "cache", "s_aux")
 
@@ -29,7 +27,7 @@ def one_query(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention by transformers' convention; several queries go to its ``sdpa``.
+    """Attention by transformers' convention; what isn't one query on CPU goes to its ``sdpa``.
 
     Query heads that share a key head are rows of one product. Scores have the inputs' dtype, the
     softmax is in float32, as in transformers' ``eager``.
@@ -38,17 +36,17 @@ def one_query(
         module: the attention layer.
         query: ``[B, H, 1, D]``.
         key: ``[B, H / G, T, D]``.
-        value: like ``key``.
+        value: ``[B, H / G, T, E]``.
         attention_mask: None, or ``[B, 1, 1, T]``: True where a position is seen, or what to add.
         scaling: of the scores; 1 / sqrt(D) by default.
         **kwargs: passed on.
 
     Returns:
-        ``[B, 1, H, D]`` and None.
+        ``[B, 1, H, E]`` and None.
     """
     heads = 1 if attention_mask is None else attention_mask.shape[1]
     special = any(kwargs.get(name) is not None for name in _SPECIAL)
-    if query.shape[2] > 1 or heads > 1 or special:
+    if query.shape[2] > 1 or heads > 1 or special or query.device.type != "cpu":
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         given: tuple[torch.Tensor, None] = sdpa_attention_forward(
@@ -63,23 +61,19 @@ def one_query(
     elif attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).reshape(rows, 1, count, size), None
+    return (weights @ value).reshape(rows, 1, count, value.shape[-1]), None
 
 
 @contextmanager
-def decoding(model: Any) -> Iterator[None]:
-    """Let ``model`` decode with `one_query` meanwhile: on CPU, if its attention is ``sdpa``."""
-    before = model.config._attn_implementation
-    if before != "sdpa" or model.device.type != "cpu":
-        yield
-        return
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+def decoding() -> Iterator[None]:
+    """Let models whose attention is ``sdpa`` decode with `one_query` meanwhile.
 
-    AttentionInterface.register(ONE_QUERY, one_query)
-    AttentionMaskInterface.register(ONE_QUERY, sdpa_mask)
-    model.set_attn_implementation(ONE_QUERY)
+    The function behind the name is exchanged, not the name: models ask whether it is that one.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS[_REPLACED] = one_query
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        del ALL_ATTENTION_FUNCTIONS[_REPLACED]

@@ -4,7 +4,8 @@ A row's tokens and log-probabilities depend on that row alone, to the bit on CPU
 where that is not asked for): its padded widths
 come from its own lengths, and only rows of equal widths share a batch (`aaft.models.batching`).
 One thing more is needed: a matrix product of one or two rows rounds differently from the same
-rows among others, so a decoding step of few rows computes some of them again.
+rows among others, so a decoding step of few rows computes some of them again. (Of models whose
+attention is transformers' ``sdpa``, as `aaft.models.policy` loads all that have it.)
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ def complete(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_id, pad_token_id=end_id
     )
     model.generation_config = settings
-    with decoding(model):
+    with decoding():
         sequences = model.generate(
             input_ids=ids,
             attention_mask=mask,

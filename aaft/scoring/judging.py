@@ -103,7 +103,11 @@ class JudgeWork:
 
     @cached_property
     def _identity(self) -> tuple[str, ...]:
-        return ("judge", self.judge.digest, *(("explained",) if self.explains else ()))
+        if not self.explains:
+            return ("judge", self.judge.digest)
+        from aaft.models.generate import decoded_by
+
+        return ("judge", self.judge.digest, "explained", decoded_by())
 
     @cached_property
     def _reads_passage(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from aaft.config import Config, ScoreConfig
 from aaft.data.records import Record
 from aaft.errors import AaftError
+from aaft.models import runtime
 from aaft.models.fingerprint import model_digest
 from aaft.models.generate import (
     Completion,
@@ -147,10 +148,11 @@ class RolloutWork:
         policy, cfg = self._cfg.policy, self._cfg.score
         where = decoded_by()
         if cfg.endpoint is not None:
-            # How hard the server is leant on changes nothing in what it answers.
-            where = cfg.endpoint.model_dump_json(
-                include={"url", "model", "served_as", "api", "logprobs", "extra"}
-            )
+            # How hard the server is leant on changes nothing in what it answers. Golds are scored
+            # here.
+            asked = {"url", "model", "served_as", "api", "logprobs", "extra"}
+            dtype = runtime.compute_dtype(runtime.device())
+            where = f"{cfg.endpoint.model_dump_json(include=asked)} {dtype}"
         sampler = f"{cfg.rollouts} {cfg.max_new_tokens} {cfg.temperature!r} {self._cfg.seed}"
         digest = model_digest(policy.model, policy.revision, "policy.model")
         return ("rollouts", digest, sampler, where)
@@ -170,7 +172,6 @@ class RolloutWork:
     @cached_property
     def _model(self) -> Any:
 
-        from aaft.models import runtime
         from aaft.models.packed import check_logits
 
         device = runtime.prepare(self._cfg.seed)

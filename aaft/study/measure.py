@@ -239,7 +239,7 @@ def for_generation(model: Any) -> Any:
     if not all(bool(p.isfinite().all()) for p in merged.parameters()):
         raise AaftError("measure: the trained weights are not finite; lower train.learning_rate")
     merged = frozen(merged, next(merged.parameters()).device)
-    # The training attention on CPU is the plain one; generation relies on the fused one.
+    # The training attention on CPU is the plain one; generation relies on this (`generate`).
     merged.set_attn_implementation("sdpa")
     return merged
 

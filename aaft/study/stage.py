@@ -157,11 +157,13 @@ class _Study:
         with open_cache(self._cfg.score.cache):
             pass
         if order[-1].scenario.start != "unsafe" and not self._start_made:
-            if order[0].scenario.start == "unsafe":
+            others = {task.cell.scenario for task in order if task.scenario.start == "unsafe"}
+            # More workers have too few cores each, and would wait for it.
+            if workers == 2 and others:
                 print("study: one worker makes the aligned start first", flush=True)
                 groups.insert(0, _START)
             else:
-                start.run(self._given, self._start)  # with all cores: nobody has other work
+                start.run(self._given, self._start)
         return spread(_Worker(self._given, self._study, self._out), groups, workers)
 
     def cells(self, names: Sequence[str]) -> Iterator[str]:
@@ -169,13 +171,20 @@ class _Study:
 
         `_START` in place of their names makes the aligned start, which yields nothing.
         """
+        # Prepared, and looked at, before anything is computed: code or data that change meanwhile
+        # are not what these cells are made of.
+        tasks = {task.cell.name: task for task in self._tasks()}
+        device, _ = self._device, self._shared
         if names == _START:
             self._started("aligned")
-        tasks = {task.cell.name: task for task in self._tasks()}
-        device = self._device  # prepared before anything is computed
         given: Rows | None = None
         for task in (tasks[name] for name in names):
-            cell, cfg = task.cell, self._started(task.scenario.start)
+            cell, digest = task.cell, self._digest(task)
+            # Known only now, where the aligned start had to be made again.
+            if cell.done(digest):
+                yield f"{cell.name}: done already"
+                continue
+            cfg = self._started(task.scenario.start)
             facts: dict[str, Any] = {}
             if cell.method == REFERENCE:
                 answers = reference_cell(cfg, self._bench(cell.seed), device)
@@ -189,7 +198,7 @@ class _Study:
                     self._bench(cell.seed),
                     device,
                 )
-            yield f"{cell.name}: {_line(cell.save(self._digest(task), answers, facts))}"
+            yield f"{cell.name}: {_line(cell.save(digest, answers, facts))}"
 
     def _rows(self, scenario: Scenario, seed: int, cfg: Config) -> Rows:
         chosen = rows(scenario, seed, self._data, self._study.rows)

@@ -108,7 +108,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     if cfg.train.method == "aaft":
         # Without the counterfactuals, whose gates are open whatever the settings.
         _check_gates_open(examples, {e.id: trainer.gates[e.id] for e in examples})
-    report = summarize(cfg, examples, trainer)
+    report = summarize(cfg, examples, added, trainer)
     if cfg.train.method == "aaft":
         report |= {
             name: {"scored": len(made), "kept": len(kept)}
@@ -187,7 +187,9 @@ def add_lora(base: Any, settings: LoraSettings, seed: int) -> Any:
         raise AaftError(f"train.lora.target_modules: {' '.join(str(error).split())}") from None
 
 
-def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[str, Any]:
+def summarize(
+    cfg: Config, examples: list[Example], added: list[Example], trainer: Trainer
+) -> dict[str, Any]:
     """The report: counts and gates of the records (no counterfactuals), first and last loss.
 
     ``need``, what abstaining weighs, is of counterfactuals too: most of what abstains is.
@@ -211,9 +213,9 @@ def summarize(cfg: Config, examples: list[Example], trainer: Trainer) -> dict[st
             "share_zero": float((gates == 0).mean()),
             "share_above_half": float((gates > 0.5).mean()),
         }
-        needs = [row.need for row in trainer.gates.values() if not np.isnan(row.need)]
-        if needs:
-            marks = np.quantile(needs, [0.1, 0.5, 0.9]).tolist()
+        needs = np.array([trainer.gates[e.id].need for e in [*examples, *added]])
+        if not np.isnan(needs).all():
+            marks = np.nanquantile(needs, [0.1, 0.5, 0.9]).tolist()
             report["need"] = dict(zip(("p10", "p50", "p90"), marks, strict=True))
     return report
 
