@@ -14,6 +14,7 @@ import pytest
 
 from aaft.errors import AaftError
 from aaft.models.runtime import cores
+from aaft.study.stage import in_parts
 from aaft.study.workers import spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,3 +112,16 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         for path in seen.iterdir():
             if alive(path.name):
                 os.kill(int(path.name), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("groups", "parts"),
+    [
+        ([], []),
+        ([["a"]], [("a",)]),
+        ([["a", "b", "c", "d"], ["e", "f", "g"]], [("a", "b"), ("e", "f"), ("c", "d"), ("g",)]),
+        ([["a"], ["b", "c", "d"]], [("a",), ("b", "c"), ("d",)]),
+    ],
+)
+def test_groups_come_in_parts_all_first_ones_first(groups, parts) -> None:
+    assert in_parts(groups) == parts

@@ -10,7 +10,7 @@ byte each time; everything else in it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +55,7 @@ from aaft.study.workers import spread
 _SPEED = {"cache", "batch_size", "shard_rows", "engine", "workers"}
 # A worker's item like a group of cells: the aligned start.
 _START: tuple[str, ...] = ()
+_PART = 2
 
 
 def run(cfg: Config, study: StudyConfig, out: Path) -> dict[str, Any]:
@@ -142,12 +143,10 @@ class _Study:
 
     def _compute(self, left: Sequence[_Task]) -> Iterator[str]:
         """Compute the cells, those that share their rows one after another in one process."""
-        # Those that don't need the aligned start first: it can be made meanwhile.
-        order = sorted(left, key=lambda task: task.scenario.start != "unsafe")
-        groups = [
-            tuple(task.cell.name for task in tasks)
-            for _, tasks in groupby(order, lambda task: (task.cell.scenario, task.cell.seed))
-        ]
+        # Those that don't need the aligned start come first: it can be made meanwhile.
+        free = _grouped(task for task in left if task.scenario.start == "unsafe")
+        bound = _grouped(task for task in left if task.scenario.start != "unsafe")
+        groups = [*free, *bound]
         workers = min(self._study.workers, len(groups))
         if workers < 2:
             return chain.from_iterable(map(self.cells, groups))
@@ -156,15 +155,15 @@ class _Study:
         load_panel(self._cfg)
         with open_cache(self._cfg.score.cache):
             pass
-        if order[-1].scenario.start != "unsafe" and not self._start_made:
-            others = {task.cell.scenario for task in order if task.scenario.start == "unsafe"}
-            # More workers have too few cores each, and would wait for it.
-            if workers == 2 and others:
+        items = [*in_parts(free), *in_parts(bound)]
+        if bound and not self._start_made:
+            # More than two workers have too few cores each, and would wait for it.
+            if free and workers == 2:
                 print("study: one worker makes the aligned start first", flush=True)
-                groups.insert(0, _START)
+                items.insert(0, _START)
             else:
                 start.run(self._given, self._start)
-        return spread(_Worker(self._given, self._study, self._out), groups, workers)
+        return spread(_Worker(self._given, self._study, self._out), items, workers)
 
     def cells(self, names: Sequence[str]) -> Iterator[str]:
         """Compute the cells of one scenario and seed; yield a line about each.
@@ -352,6 +351,23 @@ class _Study:
                 return work.judge
         encoders = Encoders.load(self._cfg.judges, self._device)
         return EmbeddedJudge.load(fitted_heads(self._cfg, self._device), encoders)
+
+
+def _grouped(tasks: Iterable[_Task]) -> list[list[str]]:
+    """Names of cells, those together that share their rows."""
+    shared = groupby(tasks, lambda task: (task.cell.scenario, task.cell.seed))
+    return [[task.cell.name for task in group] for _, group in shared]
+
+
+def in_parts(groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Each group in parts of `_PART`: all first parts, then all second ones, and so on.
+
+    A group's first part computes its signal, and the others find that in the cache. Whole groups
+    would leave one worker with up to a quarter of an hour of work at the end, and the others idle.
+    """
+    longest = max(map(len, groups), default=0)
+    parts = (group[i : i + _PART] for i in range(0, longest, _PART) for group in groups)
+    return [tuple(part) for part in parts if part]
 
 
 def _line(result: Mapping[str, Any]) -> str:
