@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
+
+from tests.processes import alive
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = """
@@ -223,10 +224,7 @@ def test_a_flow_that_is_told_to_end_takes_its_stage_and_its_server_with_it(
     done = workspace.flow()
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr.splitlines()[-1] == "error: stopped by SIGTERM"
-    stage = int((workspace.root / "stage.pid").read_text())
-    # A zombie is one that nobody reaped, as in a container without an init.
-    alive = {p.pid for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE}
-    assert stage not in alive
+    assert not alive(int((workspace.root / "stage.pid").read_text()))
     server = re.search(r"temporary server on http://([\d.]+):(\d+)", done.stderr + done.stdout)
     assert server is not None
     with pytest.raises(ConnectionRefusedError):

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.processes import alive
 
 ROOT = Path(__file__).resolve().parent.parent
 STUBBORN = """
@@ -77,7 +78,7 @@ def test_a_second_signal_does_not_save_a_stage_that_takes_its_time(tmp_path: Pat
     file = tmp_path / "stage.pid"
     done = run(STREAM, str(file))
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert not runs(int(file.read_text()))
+    assert not alive(int(file.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -117,11 +118,3 @@ def test_a_bug_keeps_its_traceback() -> None:
     done = run(ENDED.format(body="1 / 0"))
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is alive; a zombie that nobody reaped is not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

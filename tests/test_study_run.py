@@ -32,7 +32,6 @@ CELLS = 4 * 2
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from typing import Any
 from aaft.config import load_config
 from aaft.study import cells, stage
 from tests.test_study_run import STUDY

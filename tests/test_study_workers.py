@@ -16,6 +16,7 @@ from aaft.errors import AaftError
 from aaft.models.runtime import cores
 from aaft.study.stage import in_parts
 from aaft.study.workers import spread
+from tests.processes import alive
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,22 +96,15 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
             assert time.monotonic() < end
             time.sleep(0.05)
 
-    def alive(pid: str) -> bool:
-        """Neither gone nor waiting to be reaped by a process 1 that doesn't."""
-        try:
-            return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
-            return False
-
     try:
         wait(lambda: len(list(seen.iterdir())) == 2)
         parent.kill()
         parent.wait()
-        wait(lambda: not any(alive(path.name) for path in seen.iterdir()))
+        wait(lambda: not any(alive(int(path.name)) for path in seen.iterdir()))
     finally:
         parent.kill()
         for path in seen.iterdir():
-            if alive(path.name):
+            if alive(int(path.name)):
                 os.kill(int(path.name), signal.SIGKILL)
 
 

@@ -311,7 +311,7 @@ class _Study:
     @cached_property
     def _start_made(self) -> bool:
         """Whether the aligned start is there already."""
-        return start.made(self._given, self._start) is not None
+        return start.made(self._given, self._start)
 
     @cached_property
     def _aligned(self) -> Path:

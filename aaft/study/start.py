@@ -85,13 +85,14 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
         AaftError: missing inputs, a row that is too long, a training that diverges, or ``out``
             holds something else, which is not replaced.
     """
-    known = made(cfg, out)
-    if known is not None:
-        return known
-
+    locate_policy(cfg.policy.model)
     rows, asked = _rows(cfg)
     train = _train(cfg)
     inputs = _inputs(cfg, train)
+    known = _known(out)
+    if known.get("inputs") == inputs:
+        return known
+
     cfg = cfg.model_copy(update={"train": train})
     device = runtime.prepare(cfg.seed)
     runtime.quiet_transformers()
@@ -129,16 +130,15 @@ def run(cfg: Config, out: Path) -> dict[str, Any]:
     return report
 
 
-def made(cfg: Config, out: Path) -> dict[str, Any] | None:
-    """The report of the start in ``out``; None if there is none, or one of other inputs.
+def made(cfg: Config, out: Path) -> bool:
+    """Whether ``out`` holds the start that `run` would make there.
 
     Raises:
         AaftError: missing inputs, or ``out`` holds something else.
     """
     locate_policy(cfg.policy.model)
     _rows(cfg)
-    known = _known(out)
-    return known if known.get("inputs") == _inputs(cfg, _train(cfg)) else None
+    return bool(_known(out).get("inputs") == _inputs(cfg, _train(cfg)))
 
 
 def _rows(cfg: Config) -> tuple[list[StudyRow], list[Record]]:
