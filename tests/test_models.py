@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -265,6 +266,45 @@ def test_samples_follow_the_models_distribution(model) -> None:
     first = torch.tensor([[*c.ids, 0][0] for c in drawn])
     got = torch.bincount(first, minlength=len(want)).double() / n
     assert float((got - want).abs().sum() / 2) < 0.1  # total variation
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_prompts_of_any_width_read_apart_and_decoded_together_get_their_own_answers(
+    model, rows
+) -> None:
+    start = list(range(20, 30))
+    prompts = [start + list(range(30, 32 + n)) for n in (3, 70, 18, 5, 40, 19, 33)]
+    settings = {"end_id": 0, "max_new_tokens": 6, "independent": False}
+    together = greedy(model, prompts, batch_size=rows, **settings)
+    alone = [greedy(model, [p], batch_size=1, **settings)[0].ids for p in prompts]
+    assert [c.ids for c in together] == alone
+    assert len({tuple(ids) for ids in alone}) > 1
+
+
+def test_a_model_with_a_sliding_window_decodes_prompts_of_any_width() -> None:
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        initializer_range=0.5,
+    )
+    model = transformers.MistralForCausalLM(config).eval()
+    prompts = [list(range(5, 8 + n)) for n in (1, 40, 20)]
+    settings = {"end_id": 0, "max_new_tokens": 6, "independent": False}
+    with torch.no_grad():
+        plain = [
+            model.generate(
+                torch.tensor([p]), do_sample=False, max_new_tokens=6, eos_token_id=0, pad_token_id=0
+            )[0, len(p) :].tolist()
+            for p in prompts
+        ]
+    together = greedy(model, prompts, batch_size=3, **settings)
+    assert [c.ids + [0] * c.ended for c in together] == plain
 
 
 @pytest.mark.parametrize("independent", [True, False])

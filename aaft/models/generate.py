@@ -13,11 +13,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from aaft.models import runtime
 from aaft.models.attention import decoding
@@ -28,8 +30,10 @@ DECODING = 2
 _MULTIPLE = 16
 # Differences were seen for one and two rows, none from three on; a step of eight costs the same.
 _FEWEST_ROWS = 8
-# Up to this width of its prompts a batch of `greedy` is full.
-_FULL_WIDTH = 96
+# Up to these widths of their prompts the batches of `greedy` are full: those that read prompts,
+# which fill a processor with fewer rows, and those that decode.
+_READ_WIDTH = 96
+_FULL_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -280,17 +284,20 @@ def greedy(
     """Greedy completions of ``prompts``, in their order.
 
     With ``independent`` False batches are filled, whatever their prompts' widths, and what all
-    prompts begin with is computed once a batch, which is several times as fast on CPU. Equal
-    prompts in equal batches still give equal answers, but another prompt among them may change the
-    rounding, and with it a word, of its neighbours'.
+    prompts begin with is computed once for those of one width, which is several times as fast on
+    CPU. Equal prompts in equal batches still give equal answers, but another prompt among them may
+    change the rounding, and with it a word, of its neighbours'.
     """
     results: dict[int, Completion] = {}
-    shared = 0
-    batches = prompt_batches(prompts, batch_size)
-    if prompts and not independent:
-        shared, batches = common_start(prompts), _full(prompts, batch_size)
+    batches = (prompt_batches if independent else _full)(prompts, batch_size)
+    # A window would count the padding between what is shared, or narrower, and what follows.
+    apart = bool(prompts) and not independent and _remembers_all(model)
+    shared = common_start(prompts) if apart else 0
     for batch in batches:
-        ids, mask, cache = prefill(model, [prompts[i] for i in batch], shared)
+        parts = list(_parts(prompts, batch, batch_size, shared)) if apart else [batch]
+        ids, mask, cache = _joined(
+            [prefill(model, [prompts[i] for i in part], shared) for part in parts]
+        )
         done = complete(
             model,
             ids,
@@ -306,17 +313,60 @@ def greedy(
 
 
 def _full(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first.
-
-    Long prompts come in smaller batches: their lengths lie further apart, and padding them costs
-    more than the decoding steps that a full batch saves.
-    """
+    """Indices in batches to decode, longest first; those of long prompts are smaller."""
     batch: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
         widest = len(prompts[batch[0]]) if batch else 0
-        if batch and len(batch) >= min(batch_size, max(1, batch_size * _FULL_WIDTH // widest)):
+        if batch and len(batch) >= _rows_at(widest, batch_size, _FULL_WIDTH):
             yield batch
             batch = []
         batch.append(index)
     if batch:
         yield batch
+
+
+def _parts(
+    prompts: Sequence[Sequence[int]], batch: Sequence[int], batch_size: int, shared: int
+) -> Iterator[list[int]]:
+    """A batch of `_full` in parts of one width each: what is padded costs as much as what isn't."""
+    padded = [width(len(prompts[i]) - shared, _MULTIPLE) for i in batch]
+    for own, group in groupby(zip(padded, batch, strict=True), lambda pair: pair[0]):
+        rows = [index for _, index in group]
+        size = _rows_at(shared + own, batch_size, _READ_WIDTH)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+
+def _rows_at(widest: int, batch_size: int, full: int) -> int:
+    """How many rows of a width a batch has that is full up to the width ``full``."""
+    return min(batch_size, max(1, batch_size * full // widest))
+
+
+def _remembers_all(model: Any) -> bool:
+    """Whether each layer's cache holds all keys and values, not those of a sliding window, say."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def _joined(
+    read: Sequence[tuple[torch.Tensor, torch.Tensor, Any]],
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """What `prefill` gave for parts of a batch, as if for all of it; the first cache is used up.
+
+    A decoding step costs nearly as much for few rows as for many. Narrow rows get more padding on
+    the left.
+    """
+    if len(read) == 1:
+        return read[0]
+    widest = max(ids.shape[1] for ids, _, _ in read)
+
+    def stacked(tensors: Sequence[torch.Tensor], size: int, dim: int) -> torch.Tensor:
+        after = (0, 0) * (-dim - 1)
+        return torch.cat([pad(t, (*after, size - t.shape[dim], 0)) for t in tensors])
+
+    cache = read[0][2]
+    for layers in zip(*(cache.layers for _, _, cache in read), strict=True):
+        layers[0].keys = stacked([layer.keys for layer in layers], widest - 1, -2)
+        layers[0].values = stacked([layer.values for layer in layers], widest - 1, -2)
+    ids = stacked([ids for ids, _, _ in read], widest, -1)
+    mask = stacked([mask for _, mask, _ in read], widest, -1)
+    return ids, mask, cache
