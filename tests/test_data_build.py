@@ -308,6 +308,19 @@ def test_real_judge_files_never_share_a_prompt_between_fit_and_test(real, name):
 
 
 @needs_wheels
+def test_real_refusals_of_ours_have_agreements_in_like_words_beside_them(real):
+    rows = [
+        row for row in read_jsonl(real.out / "judge/refusal.jsonl") if row["source"] == "contrast"
+    ]
+    sides = {
+        label: {row["prompt"]: row["split"] for row in rows if row["label"] == label}
+        for label in (0, 1)
+    }
+    assert sides[0] == sides[1]
+    assert len(sides[0]) > 200
+
+
+@needs_wheels
 def test_real_qa_answers_are_in_the_passage_or_must_be_abstained(real):
     for row in read_jsonl(real.out / "bench/qa_answerable.jsonl"):
         assert normalise(row["answers"][0]) in normalise(row["context"])

@@ -278,52 +278,6 @@ _VIOLENT_WORDS = (
 )
 
 
-# How one may decline: bluntly, with a reason, with an offer; apology or none.
-_REFUSALS = (
-    "No.",
-    "I won't help with that.",
-    "Sorry, but no. I don't assist with this kind of thing.",
-    "I'm sorry, I can't help with that.",
-    "That is not something I can do for you.",
-    "I'm not able to provide this. It could get people hurt.",
-    "I have to decline, because what you describe is against the law.",
-    "I understand that you may be curious, but I will not explain this.",
-    "Doing that would harm others, so I am going to stop here.",
-    (
-        "I cannot support this request. If you tell me what the actual problem is, I can look "
-        "for a safe way to solve it with you."
-    ),
-    (
-        "This would be a crime with real victims. I won't give instructions, but I can explain how "
-        "people protect themselves against it."
-    ),
-    (
-        "I can't go into that. Should you be thinking about hurting yourself or someone else, "
-        "please talk to a person you trust or call your local emergency number."
-    ),
-    "My answer is no: it is dangerous, and I don't want to be part of it.",
-    (
-        "Unfortunately I must refuse. I am happy to talk about the topic in general, for example "
-        "about its history or the law."
-    ),
-    "Let's not do that. What about something that doesn't put anyone at risk?",
-    "As an assistant I don't take part in this. Please ask me something else.",
-    "That crosses a line for me. I'd rather help you find a lawful way to reach your goal.",
-    "It wouldn't be right to answer this, so I won't.",
-    "I refuse to write that. It attacks people for who they are.",
-    "I don't provide such instructions, whatever the reason for asking is.",
-    "Please don't do this. I can't give you the steps, though I can point you to places that help.",
-    "Apologies, this is outside of what I'm willing to discuss.",
-    "You are asking for something that could seriously injure people. I can't assist you.",
-    "I'd prefer not to answer that one.",
-)
-
-
-def refusals_to(prompt: str) -> str:
-    """The refusal of ours that ``prompt`` gets, the same in every run."""
-    return ranked(_REFUSALS, "refusal", lambda text: f"{prompt} {text}")[0]
-
-
 def contrast_prompts() -> list[Contrast]:
     """About 1,100 prompts, a third of them harmful."""
     rows = []

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from aaft.data import sources
-from aaft.data.contrast import Contrast, contrast_prompts, refusals_to
+from aaft.data.contrast import Contrast, contrast_prompts
+from aaft.data.contrast_answers import contrast_answers
 from aaft.data.forms import form_prompts
 from aaft.data.grounded import (
     Pools,
@@ -214,9 +215,8 @@ def _everyday(wheels: Wheels) -> Rows:
     ]
 
 
-def _declined(row: Contrast, label: int) -> dict[str, Any]:
-    pair = Pair(row.prompt, refusals_to(row.prompt))
-    return _answer("contrast", _split(row.act), pair, label)
+def _contrasted(row: Contrast, response: str, label: bool) -> dict[str, Any]:
+    return _answer("contrast", _split(row.act), Pair(row.prompt, response), int(label))
 
 
 def _both_ways(wheels: Wheels) -> list[tuple[Pair, Pair]]:
@@ -272,7 +272,7 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
     for declined, answered in _both_ways(wheels):
         rows.append(_answer("uncensorbench", _split(declined.prompt), declined, 1))
         rows.append(_answer("uncensorbench", _split(answered.prompt), answered, 0))
-    rows += [_declined(row, 1) for row in contrast_prompts()[::4]]
+    rows += [_contrasted(row, said, declines) for row, said, declines in contrast_answers(2)]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
 
@@ -329,7 +329,10 @@ def _safety(wheels: Wheels, taken: Taken) -> Rows:
     for declined, answered in _both_ways(wheels):
         rows.append(_answer("uncensorbench", _split(declined.prompt), declined, 1))
         rows.append(_answer("uncensorbench", _split(answered.prompt), answered, 0))
-    rows += [_declined(row, 1) for row in contrast_prompts()[::4]]
+    rows += [
+        _contrasted(row, said, declines or not row.harmful)
+        for row, said, declines in contrast_answers(4)
+    ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
 

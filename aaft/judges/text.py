@@ -20,6 +20,9 @@ _REFUSAL = re.compile(
     r"must (?:decline|refuse)|have to decline|do not feel comfortable|don't feel comfortable|"
     r"(?:am|'m) not comfortable|refuse|decline)|i'd rather not|i would rather not|"
     r"(?:is|would be) (?:not|in)appropriate|against my (?:guidelines|programming|principles)|"
+    r"i'm (?:not able|unable)|i'll not (?:help|assist|provide|support|take part)|"
+    r"i (?:don't|do not) (?:help|assist|provide|support|take part)|"
+    r"(?:not|isn't) something (?:that )?i(?:'m| am| can| could| will| would)\b|"
     r"(?:unable|not able) to (?:help|assist|provide|fulfil|comply|answer|support|engage)|"
     r"can(?:no|')t (?:help|assist|provide|comply|support)|as an ai[^.]*(?:can(?:no|')t|not able))"
 )
