@@ -273,7 +273,11 @@ def test_prompts_of_any_width_read_apart_and_decoded_together_get_their_own_answ
     model, rows
 ) -> None:
     start = list(range(20, 30))
-    prompts = [start + list(range(30, 32 + n)) for n in (3, 70, 18, 5, 40, 19, 33)]
+    # Of the widest one batch reads no two at once.
+    prompts = [
+        start + list(range(30, 32 + n % 60)) * (1 + n // 60) for n in (3, 70, 18, 70, 250, 5)
+    ]
+    prompts += [[*prompts[3][:-1], 29], [*prompts[4][:-1], 29]]
     settings = {"end_id": 0, "max_new_tokens": 6, "independent": False}
     together = greedy(model, prompts, batch_size=rows, **settings)
     alone = [greedy(model, [p], batch_size=1, **settings)[0].ids for p in prompts]

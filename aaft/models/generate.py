@@ -93,7 +93,7 @@ def decoded_by() -> str:
 
 @torch.inference_mode()
 def prefill(
-    model: Any, prompts: Sequence[Sequence[int]], shared: int = 0
+    model: Any, prompts: Sequence[Sequence[int]], shared: int = 0, start: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Run all but the last token of each prompt.
 
@@ -102,6 +102,7 @@ def prefill(
         prompts: ``B`` lists of token ids, of one batch of ``prompt_batches``.
         shared: how many first tokens all prompts have in common; these are computed once, and the
             padding stands behind them. Fewer than the shortest prompt has.
+        start: the key-value cache of these, `read_start`; left as it is.
 
     Returns:
         ``(ids, mask, cache)``: padded ids and mask ``[B, T]``, every row's last token in the last
@@ -120,8 +121,7 @@ def prefill(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = None
     if shared:
-        once = model.base_model(input_ids=ids[:1, :shared], use_cache=True)
-        cache = once.past_key_values
+        cache = copy.deepcopy(start) if start else read_start(model, prompts[0][:shared])
         cache.batch_repeat_interleave(len(prompts))
     out = model.base_model(
         input_ids=ids[:, shared:-1],
@@ -131,6 +131,13 @@ def prefill(
         use_cache=True,
     )
     return ids, mask, out.past_key_values
+
+
+@torch.inference_mode()
+def read_start(model: Any, ids: Sequence[int]) -> Any:
+    """The key-value cache of the first tokens of a prompt, as one row."""
+    row = torch.tensor([ids], device=model.device)
+    return model.base_model(input_ids=row, use_cache=True).past_key_values
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> int:
@@ -284,19 +291,22 @@ def greedy(
     """Greedy completions of ``prompts``, in their order.
 
     With ``independent`` False batches are filled, whatever their prompts' widths, and what all
-    prompts begin with is computed once for those of one width, which is several times as fast on
-    CPU. Equal prompts in equal batches still give equal answers, but another prompt among them may
-    change the rounding, and with it a word, of its neighbours'.
+    prompts begin with is computed once, which is several times as fast on CPU. Equal prompts in
+    equal batches still give equal answers, but another prompt among them may change the rounding,
+    and with it a word, of its neighbours'.
     """
     results: dict[int, Completion] = {}
-    batches = (prompt_batches if independent else _full)(prompts, batch_size)
     # A window would count the padding between what is shared, or narrower, and what follows.
     apart = bool(prompts) and not independent and _remembers_all(model)
     shared = common_start(prompts) if apart else 0
+    start = read_start(model, prompts[0][:shared]) if shared else None
+    batches = prompt_batches(prompts, batch_size)
+    if not independent:
+        batches = _full(prompts, batch_size, _FULL_WIDTH if apart else _READ_WIDTH)
     for batch in batches:
         parts = list(_parts(prompts, batch, batch_size, shared)) if apart else [batch]
         ids, mask, cache = _joined(
-            [prefill(model, [prompts[i] for i in part], shared) for part in parts]
+            [prefill(model, [prompts[i] for i in part], shared, start) for part in parts]
         )
         done = complete(
             model,
@@ -312,12 +322,12 @@ def greedy(
     return [results[i] for i in range(len(prompts))]
 
 
-def _full(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches to decode, longest first; those of long prompts are smaller."""
+def _full(prompts: Sequence[Sequence[int]], batch_size: int, full: int) -> Iterator[list[int]]:
+    """Indices in batches, longest first; those of prompts wider than ``full`` are smaller."""
     batch: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
         widest = len(prompts[batch[0]]) if batch else 0
-        if batch and len(batch) >= _rows_at(widest, batch_size, _FULL_WIDTH):
+        if batch and len(batch) >= _rows_at(widest, batch_size, full):
             yield batch
             batch = []
         batch.append(index)
@@ -343,14 +353,17 @@ def _rows_at(widest: int, batch_size: int, full: int) -> int:
 
 
 def _remembers_all(model: Any) -> bool:
-    """Whether each layer's cache holds all keys and values, not those of a sliding window, say."""
+    """Whether each layer's cache holds all keys and values, not those of a sliding window, say.
+
+    Of windows that are made by a mask alone (GPT-Neo's) a cache doesn't tell.
+    """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def _joined(
     read: Sequence[tuple[torch.Tensor, torch.Tensor, Any]],
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """What `prefill` gave for parts of a batch, as if for all of it; the first cache is used up.
+    """What `prefill` gave for parts of a batch, as if for all of it; their caches are used up.
 
     A decoding step costs nearly as much for few rows as for many. Narrow rows get more padding on
     the left.
@@ -367,6 +380,8 @@ def _joined(
     for layers in zip(*(cache.layers for _, _, cache in read), strict=True):
         layers[0].keys = stacked([layer.keys for layer in layers], widest - 1, -2)
         layers[0].values = stacked([layer.values for layer in layers], widest - 1, -2)
+        for layer in layers[1:]:
+            layer.reset()  # or there were two of everything
     ids = stacked([ids for ids, _, _ in read], widest, -1)
     mask = stacked([mask for _, mask, _ in read], widest, -1)
     return ids, mask, cache
