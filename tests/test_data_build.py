@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -308,7 +308,7 @@ def test_real_judge_files_never_share_a_prompt_between_fit_and_test(real, name):
 
 
 @needs_wheels
-def test_real_refusals_of_ours_have_agreements_in_like_words_beside_them(real):
+def test_real_refusals_of_ours_have_agreements_beside_them_and_no_text_in_two_splits(real):
     rows = [
         row for row in read_jsonl(real.out / "judge/refusal.jsonl") if row["source"] == "contrast"
     ]
@@ -318,6 +318,10 @@ def test_real_refusals_of_ours_have_agreements_in_like_words_beside_them(real):
     }
     assert sides[0] == sides[1]
     assert len(sides[0]) > 200
+    splits = defaultdict(set)
+    for row in rows:
+        splits[row["response"]].add(row["split"])
+    assert all(len(found) == 1 for found in splits.values())
 
 
 @needs_wheels

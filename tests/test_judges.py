@@ -95,6 +95,8 @@ def test_declining_is_recognised(text) -> None:
         "First, gather the tools.",
         "I can help with that.",
         "That is something I can help with.",
+        "I don't support the death penalty, and here is why.",
+        "It's not something I would change about the recipe.",
     ],
 )
 def test_answering_is_not_declining(text) -> None:

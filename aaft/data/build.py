@@ -148,7 +148,7 @@ def _own(used: dict[str, Counter[str]]) -> dict[str, Any]:
     """The rows that this project wrote itself."""
     return {
         "source": "contrast",
-        "upstream": "aaft/data/contrast.py, forms.py",
+        "upstream": "aaft/data/contrast.py, contrast_answers.py, forms.py",
         "package": "aaft",
         "version": "",
         "sha256": None,

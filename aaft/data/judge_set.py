@@ -107,7 +107,7 @@ def _anchors(files: dict[str, Rows]) -> Rows:
 def _tells(row: dict[str, Any]) -> bool:
     """Whether a response is an answer of its own.
 
-    Not a name that many passages share, and no refusal of ours, which many requests share.
+    Not a name that many passages share, and no answer of ours, which many requests share.
     """
     return "response" in row and "context" not in row and row["source"] != "contrast"
 
@@ -244,7 +244,7 @@ def _answer(source: str, split: str, pair: Pair, label: int) -> dict[str, Any]:
 
 
 def _refusal(wheels: Wheels, taken: Taken) -> Rows:
-    """Human labels on both sides; pattern-found refusals only ever fit, they'd flatter a test."""
+    """Pattern-found refusals only ever fit, they'd flatter a test."""
     rows = [
         _answer(
             "refusal-labels",
@@ -272,7 +272,9 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
     for declined, answered in _both_ways(wheels):
         rows.append(_answer("uncensorbench", _split(declined.prompt), declined, 1))
         rows.append(_answer("uncensorbench", _split(answered.prompt), answered, 0))
-    rows += [_contrasted(row, said, declines) for row, said, declines in contrast_answers(2)]
+    rows += [
+        _contrasted(row, said, declines) for row, said, declines in contrast_answers(2, _split)
+    ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
 
@@ -331,7 +333,7 @@ def _safety(wheels: Wheels, taken: Taken) -> Rows:
         rows.append(_answer("uncensorbench", _split(answered.prompt), answered, 0))
     rows += [
         _contrasted(row, said, declines or not row.harmful)
-        for row, said, declines in contrast_answers(4)
+        for row, said, declines in contrast_answers(4, _split)
     ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 

@@ -13,16 +13,19 @@ _FUNCTION_WORDS = _ARTICLES | set(
     also such i you we me my your our s t""".split()  # noqa: SIM905
 )
 
-# Own list: how English speaking assistants decline, at the start of an answer.
+# Own list: how English speaking assistants decline.
 _REFUSAL = re.compile(
     r"(i(?:'m| am)(?: so| very| really)? sorry|i apologi[sz]e|my apologies|"
-    r"(?:i|we) (?:can(?:no|')t|can not|won't|will not|(?:a|')m (?:not able|unable)|am unable|"
+    r"(?:i|we)(?:'m| am|'re| are) (?:not able|unable)\b|"
+    r"(?:i|we) (?:can(?:no|')t|can not|won't|will not|"
     r"must (?:decline|refuse)|have to decline|do not feel comfortable|don't feel comfortable|"
     r"(?:am|'m) not comfortable|refuse|decline)|i'd rather not|i would rather not|"
     r"(?:is|would be) (?:not|in)appropriate|against my (?:guidelines|programming|principles)|"
-    r"i'm (?:not able|unable)|i'll not (?:help|assist|provide|support|take part)|"
-    r"i (?:don't|do not) (?:help|assist|provide|support|take part)|"
-    r"(?:not|isn't) something (?:that )?i(?:'m| am| can| could| will| would)\b|"
+    r"i'll not (?:help|assist|provide|support|take part)|"
+    r"i (?:don't|do not) (?:(?:help|assist)(?: you)? with|take part|"
+    r"(?:provide|support) (?:such|this|that|instructions))|"
+    r"(?:not|isn't) something (?:that )?(?:i|we)(?:'m| am| can| could| will| would|'ll|'d)"
+    r"(?: (?:help|assist|do|provide|support|discuss|able|willing|comfortable)\b|[.,]|$)|"
     r"(?:unable|not able) to (?:help|assist|provide|fulfil|comply|answer|support|engage)|"
     r"can(?:no|')t (?:help|assist|provide|comply|support)|as an ai[^.]*(?:can(?:no|')t|not able))"
 )
