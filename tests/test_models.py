@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from aaft.errors import AaftError
 from aaft.models import runtime
-from aaft.models.generate import common_start, complete, greedy, prefill, response_logprobs
+from aaft.models.generate import complete, prefill, read_start, response_logprobs
+from aaft.models.greedy import common_start, greedy
 from aaft.models.packed import PackedRow, branch_logprobs, check_logits, pack, token_logprobs
 from aaft.models.policy import (
     Codec,
@@ -228,7 +229,7 @@ def test_a_common_start_computed_once_changes_no_answer(model, rests) -> None:
     ]
     assert [c.ids for c in got] == [c.ids for c in alone]
     shared = common_start(prompts)
-    padded, mask, cache = prefill(model, prompts, shared)
+    padded, mask, cache = prefill(model, prompts, read_start(model, prompts[0][:shared]))
     assert mask.sum(1).tolist() == [len(p) for p in prompts]
     responses = [[41, 42, 0]] * len(prompts)
     want = [plain_logprob(model, p, r) for p, r in zip(prompts, responses, strict=True)]

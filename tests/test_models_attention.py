@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from aaft.models import attention, generate
 from aaft.models.attention import decoding, one_query
-from aaft.models.generate import greedy
+from aaft.models.greedy import greedy
 from tests.tiny import policy
 
 F = torch.nn.functional

@@ -16,7 +16,8 @@ from aaft.data.records import Record
 from aaft.judge_config import EmbeddedSpec, JudgesConfig
 from aaft.judges.base import Sample
 from aaft.models import generate, runtime
-from aaft.models.generate import greedy, prompt_batches
+from aaft.models.generate import prompt_batches
+from aaft.models.greedy import greedy
 from aaft.models.policy import Codec
 from aaft.scoring.judging import JudgeWork
 from aaft.scoring.rollouts import Asked, RolloutWork, roll_out

@@ -18,7 +18,7 @@ from aaft.io import read_json, write_json, write_jsonl
 from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.features import Encoders
 from aaft.models import runtime
-from aaft.models.generate import greedy
+from aaft.models.greedy import greedy
 from aaft.models.policy import Codec, load_codec, load_frozen, locate_policy
 from aaft.progress import progress
 from aaft.promotion.intervals import rate_interval

@@ -84,7 +84,7 @@ class GuardJudge:
 
         Greedy, up to ``category_tokens`` tokens: hazard codes or a list of categories.
         """
-        from aaft.models.generate import greedy
+        from aaft.models.greedy import greedy
 
         tokenizer, model = self._loaded
         words, values = list(self._style.words), list(self._style.words.values())

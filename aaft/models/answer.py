@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aaft.models.generate import greedy
+from aaft.models.greedy import greedy
 from aaft.models.policy import load_codec, load_frozen
 from aaft.models.runtime import prepare, quiet_transformers
 

@@ -1,8 +1,8 @@
 """Batched generation that computes every prompt once, however many samples it gets.
 
-A row's tokens and log-probabilities depend on that row alone, to the bit on CPU (but for `greedy`
-where that is not asked for): its padded widths
-come from its own lengths, and only rows of equal widths share a batch (`aaft.models.batching`).
+A row's tokens and log-probabilities depend on that row alone, to the bit on CPU (but where
+`complete` is told that they needn't): its padded widths come from its own lengths, and only rows
+of equal widths share a batch (`aaft.models.batching`).
 One thing more is needed: a matrix product of one or two rows rounds differently from the same
 rows among others, so a decoding step of few rows computes some of them again. (Of models whose
 attention is transformers' ``sdpa``, as `aaft.models.policy` loads all that have it.)
@@ -11,15 +11,12 @@ attention is transformers' ``sdpa``, as `aaft.models.policy` loads all that have
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from aaft.models import runtime
 from aaft.models.attention import decoding
@@ -27,13 +24,9 @@ from aaft.models.batching import width, width_batches
 
 DECODING = 2
 """Raised when the same prompts and seeds come to give other tokens: caches are keyed by it."""
-_MULTIPLE = 16
+MULTIPLE = 16
 # Differences were seen for one and two rows, none from three on; a step of eight costs the same.
 _FEWEST_ROWS = 8
-# Up to these widths of their prompts the batches of `greedy` are full: those that read prompts,
-# which fill a processor with fewer rows, and those that decode.
-_READ_WIDTH = 96
-_FULL_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ def prompt_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterato
     """Yield lists of indices into ``prompts``, of equal padded width, widest first."""
     lengths = [len(prompt) for prompt in prompts]
     # The widest need the most memory: if it is short, that shows at once.
-    for _, batch in reversed(list(width_batches(lengths, batch_size, _MULTIPLE))):
+    for _, batch in reversed(list(width_batches(lengths, batch_size, MULTIPLE))):
         yield batch
 
 
@@ -93,22 +86,22 @@ def decoded_by() -> str:
 
 @torch.inference_mode()
 def prefill(
-    model: Any, prompts: Sequence[Sequence[int]], shared: int = 0, start: Any = None
+    model: Any, prompts: Sequence[Sequence[int]], start: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Run all but the last token of each prompt.
 
     Args:
         model: causal language model.
         prompts: ``B`` lists of token ids, of one batch of ``prompt_batches``.
-        shared: how many first tokens all prompts have in common; these are computed once, and the
-            padding stands behind them. Fewer than the shortest prompt has.
-        start: the key-value cache of these, `read_start`; left as it is.
+        start: `read_start` of the first tokens that all prompts have in common, fewer than the
+            shortest has; left as it is. The padding stands behind them.
 
     Returns:
         ``(ids, mask, cache)``: padded ids and mask ``[B, T]``, every row's last token in the last
         column, and the key-value cache of their first ``T - 1`` positions.
     """
-    padded = shared + width(max(map(len, prompts)) - shared, _MULTIPLE)
+    shared = 0 if start is None else start.get_seq_length()
+    padded = shared + width(max(map(len, prompts)) - shared, MULTIPLE)
     ids = torch.zeros(len(prompts), padded, dtype=torch.long)
     mask = torch.zeros_like(ids)
     ids[:, :shared] = torch.tensor(prompts[0][:shared])
@@ -119,9 +112,8 @@ def prefill(
         mask[row, own:] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = None
-    if shared:
-        cache = copy.deepcopy(start) if start else read_start(model, prompts[0][:shared])
+    cache = copy.deepcopy(start)
+    if cache is not None:
         cache.batch_repeat_interleave(len(prompts))
     out = model.base_model(
         input_ids=ids[:, shared:-1],
@@ -140,13 +132,6 @@ def read_start(model: Any, ids: Sequence[int]) -> Any:
     return model.base_model(input_ids=row, use_cache=True).past_key_values
 
 
-def common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all ``prompts`` have in common, at least two short of the shortest."""
-    longest = min(map(len, prompts)) - 2
-    same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
-    return max(0, min(longest, sum(takewhile(bool, same))))
-
-
 @torch.inference_mode()
 def response_logprobs(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any, responses: Sequence[list[int]]
@@ -162,7 +147,7 @@ def response_logprobs(
     """
     sums = [0.0] * len(responses)
     lengths = [len(response) for response in responses]
-    for padded, rows in width_batches(lengths, len(responses), _MULTIPLE):
+    for padded, rows in width_batches(lengths, len(responses), MULTIPLE):
         part = copy.deepcopy(cache)
         if len(rows) < len(responses):
             part.batch_select_indices(torch.tensor(rows, device=ids.device))
@@ -231,7 +216,8 @@ def complete(
         max_new_tokens: limit of new tokens, the end token included.
         temperature: 0 is greedy.
         seeds: for sampling, ``B`` lists of ``K`` seeds, one a sample.
-        independent: see ``greedy``.
+        independent: whether a row's tokens are to depend on that row alone, to the bit; few rows
+            cost more then.
 
     Returns:
         ``B`` lists of one completion (greedy) or ``K`` (sampled).
@@ -276,112 +262,3 @@ def complete(
 def _times(rows: int) -> int:
     """How often to compute ``rows`` rows so that they are enough."""
     return -(-_FEWEST_ROWS // rows)
-
-
-def greedy(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    end_id: int,
-    max_new_tokens: int,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda _: None,
-    independent: bool = True,
-) -> list[Completion]:
-    """Greedy completions of ``prompts``, in their order.
-
-    With ``independent`` False batches are filled, whatever their prompts' widths, and what all
-    prompts begin with is computed once, which is several times as fast on CPU. Equal prompts in
-    equal batches still give equal answers, but another prompt among them may change the rounding,
-    and with it a word, of its neighbours'.
-    """
-    results: dict[int, Completion] = {}
-    # A window would count the padding between what is shared, or narrower, and what follows.
-    apart = bool(prompts) and not independent and _remembers_all(model)
-    shared = common_start(prompts) if apart else 0
-    start = read_start(model, prompts[0][:shared]) if shared else None
-    batches = prompt_batches(prompts, batch_size)
-    if not independent:
-        batches = _full(prompts, batch_size, _FULL_WIDTH if apart else _READ_WIDTH)
-    for batch in batches:
-        parts = list(_parts(prompts, batch, batch_size, shared)) if apart else [batch]
-        ids, mask, cache = _joined(
-            [prefill(model, [prompts[i] for i in part], shared, start) for part in parts]
-        )
-        done = complete(
-            model,
-            ids,
-            mask,
-            cache,
-            end_id=end_id,
-            max_new_tokens=max_new_tokens,
-            independent=independent,
-        )
-        results.update(zip(batch, (row[0] for row in done), strict=True))
-        advance(len(batch))
-    return [results[i] for i in range(len(prompts))]
-
-
-def _full(prompts: Sequence[Sequence[int]], batch_size: int, full: int) -> Iterator[list[int]]:
-    """Indices in batches, longest first; those of prompts wider than ``full`` are smaller."""
-    batch: list[int] = []
-    for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
-        widest = len(prompts[batch[0]]) if batch else 0
-        if batch and len(batch) >= _rows_at(widest, batch_size, full):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _parts(
-    prompts: Sequence[Sequence[int]], batch: Sequence[int], batch_size: int, shared: int
-) -> Iterator[list[int]]:
-    """A batch of `_full` in parts of one width each: what is padded costs as much as what isn't."""
-    padded = [width(len(prompts[i]) - shared, _MULTIPLE) for i in batch]
-    for own, group in groupby(zip(padded, batch, strict=True), lambda pair: pair[0]):
-        rows = [index for _, index in group]
-        size = _rows_at(shared + own, batch_size, _READ_WIDTH)
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size]
-
-
-def _rows_at(widest: int, batch_size: int, full: int) -> int:
-    """How many rows of a width a batch has that is full up to the width ``full``."""
-    return min(batch_size, max(1, batch_size * full // widest))
-
-
-def _remembers_all(model: Any) -> bool:
-    """Whether each layer's cache holds all keys and values, not those of a sliding window, say.
-
-    Of windows that are made by a mask alone (GPT-Neo's) a cache doesn't tell.
-    """
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-
-
-def _joined(
-    read: Sequence[tuple[torch.Tensor, torch.Tensor, Any]],
-) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """What `prefill` gave for parts of a batch, as if for all of it; their caches are used up.
-
-    A decoding step costs nearly as much for few rows as for many. Narrow rows get more padding on
-    the left.
-    """
-    if len(read) == 1:
-        return read[0]
-    widest = max(ids.shape[1] for ids, _, _ in read)
-
-    def stacked(tensors: Sequence[torch.Tensor], size: int, dim: int) -> torch.Tensor:
-        after = (0, 0) * (-dim - 1)
-        return torch.cat([pad(t, (*after, size - t.shape[dim], 0)) for t in tensors])
-
-    cache = read[0][2]
-    for layers in zip(*(cache.layers for _, _, cache in read), strict=True):
-        layers[0].keys = stacked([layer.keys for layer in layers], widest - 1, -2)
-        layers[0].values = stacked([layer.values for layer in layers], widest - 1, -2)
-        for layer in layers[1:]:
-            layer.reset()  # or there were two of everything
-    ids = stacked([ids for ids, _, _ in read], widest, -1)
-    mask = stacked([mask for _, mask, _ in read], widest, -1)
-    return ids, mask, cache

@@ -165,7 +165,7 @@ class KinWork:
 
     def _said(self, prompts: Sequence[list[int]]) -> list[str]:
         """What the policy goes on with, in whole sentences; empty where it doesn't end one."""
-        from aaft.models.generate import greedy
+        from aaft.models.greedy import greedy
 
         done = greedy(
             self._model,

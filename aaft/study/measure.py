@@ -29,7 +29,7 @@ from aaft.errors import AaftError
 from aaft.io import read_jsonl
 from aaft.judges.embedded import EmbeddedJudge
 from aaft.judges.text import is_degenerate, refusal_phrase
-from aaft.models.generate import greedy
+from aaft.models.greedy import greedy
 from aaft.models.policy import Codec, frozen
 from aaft.progress import progress
 from aaft.study.config import StudyConfig

@@ -35,7 +35,7 @@ from aaft.errors import AaftError
 from aaft.io import file_digest, read_json, text_digest, write_json
 from aaft.models import runtime
 from aaft.models.fingerprint import library_versions, model_digest
-from aaft.models.generate import greedy
+from aaft.models.greedy import greedy
 from aaft.models.policy import (
     Codec,
     load_codec,
