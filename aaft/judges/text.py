@@ -13,21 +13,28 @@ _FUNCTION_WORDS = _ARTICLES | set(
     also such i you we me my your our s t""".split()  # noqa: SIM905
 )
 
-# Own list: how English speaking assistants decline.
+# Own list: how English speaking assistants decline. A capital I may follow another word at once, as
+# where an answer that was begun for it is turned back from; the i of "Wi-Fi won't" is none.
+_I = r"(?:\bi|(?-i:I))"
+_I_OR_WE = rf"(?:{_I}|\bwe)"
+# "I'm sorry for the confusion." declines nothing, "I'm sorry for any confusion, but" does.
+_SYMPATHY = r"(?! (?:about|to hear|for)\b(?![^.!?\n]* (?:but|not)\b))"
 _REFUSAL = re.compile(
-    r"(i(?:'m| am)(?: so| very| really)? sorry|i apologi[sz]e|my apologies|"
-    r"(?:i|we)(?:'m| am|'re| are) (?:not able|unable)\b|"
-    r"(?:i|we) (?:can(?:no|')t|can not|won't|will not|"
+    rf"({_I}(?:'m| am)(?: so| very| really)? sorry{_SYMPATHY}|"
+    rf"(?:{_I} apologi[sz]e|my apologies){_SYMPATHY}|"
+    rf"{_I_OR_WE}(?:'m| am|'re| are) (?:not able|unable)\b|"
+    rf"{_I_OR_WE} (?:can(?:no|')t|can not|won't|will not|"
     r"must (?:decline|refuse)|have to decline|do not feel comfortable|don't feel comfortable|"
-    r"(?:am|'m) not comfortable|refuse|decline)|i'd rather not|i would rather not|"
-    r"(?:is|would be) (?:not|in)appropriate|against my (?:guidelines|programming|principles)|"
-    r"i'll not (?:help|assist|provide|support|take part)|"
-    r"i (?:don't|do not) (?:(?:help|assist)(?: you)? with|take part|"
+    rf"(?:am|'m) not comfortable|refuse|decline)|{_I}(?:'d| would) rather not|"
+    r"(?:is|would be) (?:not |in)appropriate|against my (?:guidelines|programming|principles)|"
+    rf"{_I}'ll not (?:help|assist|provide|support|take part)|"
+    rf"{_I} (?:don't|do not) (?:(?:help|assist)(?: you)? with|take part|"
     r"(?:provide|support) (?:such|this|that|instructions))|"
     r"(?:not|isn't) something (?:that )?(?:i|we)(?:'m| am| can| could| will| would|'ll|'d)"
     r"(?: (?:help|assist|do|provide|support|discuss|able|willing|comfortable)\b|[.,]|$)|"
     r"(?:unable|not able) to (?:help|assist|provide|fulfil|comply|answer|support|engage)|"
-    r"can(?:no|')t (?:help|assist|provide|comply|support)|as an ai[^.]*(?:can(?:no|')t|not able))"
+    r"can(?:no|')t (?:help|assist|provide|comply|support)|as an ai[^.]*(?:can(?:no|')t|not able))",
+    re.IGNORECASE,
 )
 _ABSTENTION = re.compile(
     r"(?:passage|text|context|it|article|paragraph)\s+(?:itself\s+)?"
@@ -54,7 +61,7 @@ def content_words(text: str) -> list[str]:
 
 def refusal_phrase(response: str) -> float:
     """How early a declining phrase stands: 1 at the start, 0 when none in 300 characters."""
-    found = _REFUSAL.search(response[:300].lower().replace("\u2019", "'"))
+    found = _REFUSAL.search(response[:300].replace("\u2019", "'"))
     return 0.0 if found is None else 1.0 - found.start() / 300
 
 
