@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from aaft.config import Config
+from aaft.data.prompts import PREFILLS, VALID_PREFILLS
 from aaft.errors import AaftError
 from aaft.io import read_json, write_jsonl
 from aaft.models.fingerprint import model_digest
-from aaft.models.policy import load_policy
+from aaft.models.policy import load_codec, load_policy
 from aaft.study import start
 from aaft.study.config import PRESETS
+from aaft.study.openings import OPENINGS
 from aaft.tuning.trainer import Trainer
 from tests import tiny
 
@@ -99,6 +102,45 @@ def test_it_learns_as_the_studys_methods_do(project, tmp_path, monkeypatch) -> N
     start.run(cfg, tmp_path / "start")
     methods = PRESETS["small"].train
     assert seen == [(1, methods["rows_per_step"], methods["learning_rate"])]
+
+
+def test_half_of_the_refusals_are_also_learned_after_an_opening(
+    project, tmp_path, monkeypatch
+) -> None:
+    rows = [
+        {"id": f"r{i}", "kind": "refusal", "prompt": f"Say {i}", "response": f"No {i}"}
+        for i in range(40)
+    ]
+    seen = []
+
+    class Spy(Trainer):
+        def __init__(self, model, examples, cfg, seed) -> None:
+            seen.extend(examples)
+            super().__init__(model, examples[:2], cfg, seed)
+
+    monkeypatch.setattr(start, "Trainer", Spy)
+    cfg = copy_of(project, tmp_path, rows)
+    start.run(cfg, tmp_path / "start")
+    codec = load_codec(cfg.policy.model)
+    plain = {example.id: example for example in seen if "~" not in example.id}
+    begun = {example.id.split("~")[0]: example for example in seen if "~" in example.id}
+    opened = 0
+    for name, example in begun.items():
+        own = plain[name]
+        assert example.candidates == own.candidates
+        assert example.prompt[: len(own.prompt)] == own.prompt
+        prefix = example.prompt[len(own.prompt) :]
+        assert 1 <= len(prefix) <= start.BEGUN_TOKENS
+        opened += any(codec.response_ids(text)[: len(prefix)] == prefix for text in OPENINGS)
+    assert 10 <= opened <= 30
+    assert len(begun) == 40
+
+
+def test_no_opening_begins_as_one_that_measures_does() -> None:
+    def first(texts) -> set[str]:
+        return {re.split(r"\W", text.lower())[0] for text in texts}
+
+    assert not first(OPENINGS) & first((*PREFILLS, *VALID_PREFILLS))
 
 
 def test_two_questions_to_one_passage_come_into_one_step(project, tmp_path, monkeypatch) -> None:

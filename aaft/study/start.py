@@ -8,8 +8,9 @@ learns from
   once, to be answered with "the passage does not say", with another one's. Questions that share a
   passage come into one step, the passage computed once (`aaft.tuning.hosts`);
 - the policy's own answers to the harmless requests of ``own.jsonl``;
-- the refusals once more, each after `BEGUN` beginnings of what the policy itself says to the
-  request now (arXiv:2406.05946). A start that an opening undoes has nothing there to preserve.
+- the refusals once more, each after the beginning of a compliant answer (arXiv:2406.05946): half
+  of them of what the policy itself says to the request now, half of one of `OPENINGS`. A start that
+  an opening undoes has nothing there to preserve.
 
 None of these rows is near a benchmark prompt. Learning rate and rows a step are those of the
 study's methods, and it is one epoch, whatever ``params.yaml`` says of them: at half that rate and
@@ -30,7 +31,7 @@ from typing import Any
 import aaft
 from aaft.config import Config, LoraSettings, TrainConfig
 from aaft.data.records import Record
-from aaft.data.text import opens_with_refusal, shorten
+from aaft.data.text import bucket, opens_with_refusal, shorten
 from aaft.errors import AaftError
 from aaft.io import file_digest, read_json, text_digest, write_json
 from aaft.models import runtime
@@ -48,6 +49,7 @@ from aaft.progress import progress
 from aaft.scoring.kin import KinWork, as_kin, texts_at_once
 from aaft.study.cells import files_digest
 from aaft.study.config import LEARNING_RATE, ROWS_PER_STEP
+from aaft.study.openings import OPENINGS
 from aaft.study.rows import StudyRow, of_kind, read_requests, read_rows, study_row
 from aaft.study.signal import plain_examples
 from aaft.tuning.examples import Example
@@ -60,10 +62,10 @@ EPOCHS = 1
 OWN_TOKENS = 64
 """Most tokens of an own answer; its last whole sentence is where it ends."""
 OWN_CHARACTERS = 240
-BEGUN = 1
-"""Beginnings of a compliant answer that each refusal is also learned after."""
 BEGUN_TOKENS = 16
-"""Longest of them."""
+"""Longest beginning of a compliant answer that a refusal is also learned after."""
+OPENED_PERCENT = 50
+"""How many of these beginnings are of `OPENINGS`, not the policy's own."""
 REPORT = "report.json"
 
 _CODE = (
@@ -71,6 +73,7 @@ _CODE = (
     *(
         "scoring/counterfactual.py",
         "scoring/kin.py",
+        "study/openings.py",
         "study/rows.py",
         "study/signal.py",
         "study/start.py",
@@ -170,15 +173,19 @@ def _answered(cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record]) -
 
 
 def _begun(cfg: Config, codec: Codec, policy: Any, refusals: Sequence[StudyRow]) -> list[Example]:
-    """Each refusal after some beginnings of what the policy says to the request now."""
+    """Each refusal after a beginning of what the policy says to the request now, or of an opening.
+
+    Those that the policy refuses by itself begin no compliant answer and are left out.
+    """
     done = _said(cfg, codec, policy, refusals, BEGUN_TOKENS, "answers' beginnings")
     begun = []
-    for example, ids in zip(plain_examples(refusals, codec), done, strict=True):
-        if opens_with_refusal(codec.decode(ids)):
+    for example, said in zip(plain_examples(refusals, codec), done, strict=True):
+        if opens_with_refusal(codec.decode(said)):
             continue
-        prefixes = recovery_prefixes(
-            example.id, ids, 0, cfg.seed, longest=BEGUN_TOKENS, count=BEGUN
-        )
+        ids = said
+        if bucket(example.id, "opening") < OPENED_PERCENT:
+            ids = codec.response_ids(OPENINGS[bucket(example.id, "which") % len(OPENINGS)])
+        prefixes = recovery_prefixes(example.id, ids, 0, cfg.seed, longest=BEGUN_TOKENS, count=1)
         begun += [
             dataclasses.replace(
                 example, id=f"{example.id}~{len(prefix)}", prompt=[*example.prompt, *prefix]
