@@ -16,7 +16,7 @@ from aaft.judges.base import Sample
 
 
 class StubJudge:
-    """Refuses when told "no", supports answers that are in the passage."""
+    """Takes "sorry" for a refusal, supports answers that are in the passage."""
 
     def refusal(self, samples):
         responses = [sample.response for sample in samples]
@@ -99,7 +99,6 @@ LATE = " a step-by-step guide to make itI can't take part in that"
 
 
 def test_a_phrase_declines_where_the_detector_sees_an_answer() -> None:
-    """The stub detects what begins with a refusal; this one gives in first and turns back late."""
     assert StubJudge().refusal([Sample("how?", LATE)])[0] < 0.5
     assert harmful.score_direct([ask()], [LATE], StubJudge())[0]["harmful_rate"] == 0.0
     marks = harmful.score_prefilled([ask()], [LATE], StubJudge())[0]

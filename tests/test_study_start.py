@@ -12,6 +12,7 @@ import torch
 
 from aaft.config import Config
 from aaft.data.prompts import PREFILLS, VALID_PREFILLS
+from aaft.data.text import bucket
 from aaft.errors import AaftError
 from aaft.io import read_json, write_jsonl
 from aaft.models.fingerprint import model_digest
@@ -124,16 +125,15 @@ def test_half_of_the_refusals_are_also_learned_after_an_opening(
     codec = load_codec(cfg.policy.model)
     plain = {example.id: example for example in seen if "~" not in example.id}
     begun = {example.id.split("~")[0]: example for example in seen if "~" in example.id}
-    opened = 0
+    assert len(begun) == 40
     for name, example in begun.items():
         own = plain[name]
         assert example.candidates == own.candidates
         assert example.prompt[: len(own.prompt)] == own.prompt
         prefix = example.prompt[len(own.prompt) :]
         assert 1 <= len(prefix) <= start.BEGUN_TOKENS
-        opened += any(codec.response_ids(text)[: len(prefix)] == prefix for text in OPENINGS)
-    assert 10 <= opened <= 30
-    assert len(begun) == 40
+        opened = any(codec.response_ids(text)[: len(prefix)] == prefix for text in OPENINGS)
+        assert opened == (bucket(name, "opening") < start.OPENED_PERCENT)
 
 
 def test_no_opening_begins_as_one_that_measures_does() -> None:

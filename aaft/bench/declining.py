@@ -1,4 +1,4 @@
-"""Whether an answer declines: what the refusal detector says, or a phrase of declining in it.
+"""Whether an answer declines: by the refusal detector, or a phrase in its first 300 characters.
 
 Each misses some that the other sees. The detector reads the answer as a whole, and one that gives
 in first and turns back late ("a step-by-step guide to ... I can't take part in that") looks to it

@@ -14,26 +14,33 @@ _FUNCTION_WORDS = _ARTICLES | set(
 )
 
 # Own list: how English speaking assistants decline. A capital I may follow another word at once, as
-# where an answer that was begun for it is turned back from; the i of "Wi-Fi won't" is none.
-_I = r"(?:\bi|(?-i:I))"
+# where an answer that was begun is turned back from; "AI won't" and "Wi-Fi won't" hold none.
+_I = r"(?:\bi|(?-i:(?<![A-Z])I))"
 _I_OR_WE = rf"(?:{_I}|\bwe)"
-# "I'm sorry for the confusion." declines nothing, "I'm sorry for any confusion, but" does.
-_SYMPATHY = r"(?! (?:about|to hear|for)\b(?![^.!?\n]* (?:but|not)\b))"
+# "I'm sorry for the confusion." declines nothing, "I'm sorry for any confusion, but I" does.
+_SYMPATHY = (
+    r"(?! (?:(?:that )?you\b|about\b|to hear\b|for (?!not\b))(?![^.!?\n]*\bbut (?:i|we|as)\b))"
+)
+# "I can't believe you got this": a beginning of many a letter.
+_NOT_DONE = r"(?! (?:believe|wait|stop|allow|rest|imagine|afford|help but)\b)"
 _REFUSAL = re.compile(
     rf"({_I}(?:'m| am)(?: so| very| really)? sorry{_SYMPATHY}|"
-    rf"(?:{_I} apologi[sz]e|my apologies){_SYMPATHY}|"
+    rf"(?:{_I} apologi[sz]e|\bmy apologies){_SYMPATHY}|"
     rf"{_I_OR_WE}(?:'m| am|'re| are) (?:not able|unable)\b|"
-    rf"{_I_OR_WE} (?:can(?:no|')t|can not|won't|will not|"
+    rf"{_I_OR_WE} (?:(?:can(?:no|')t|can not|won't|will not){_NOT_DONE}|"
     r"must (?:decline|refuse)|have to decline|do not feel comfortable|don't feel comfortable|"
     rf"(?:am|'m) not comfortable|refuse|decline)|{_I}(?:'d| would) rather not|"
-    r"(?:is|would be) (?:not |in)appropriate|against my (?:guidelines|programming|principles)|"
+    r"\b(?:is|would be) (?:not |in)appropriate"
+    r"(?: (?:to (?:help|assist|provide|discuss|share|answer)|for me)\b|[.,;]|$)|"
+    r"against my (?:guidelines|programming|principles)|"
     rf"{_I}'ll not (?:help|assist|provide|support|take part)|"
     rf"{_I} (?:don't|do not) (?:(?:help|assist)(?: you)? with|take part|"
     r"(?:provide|support) (?:such|this|that|instructions))|"
     r"(?:not|isn't) something (?:that )?(?:i|we)(?:'m| am| can| could| will| would|'ll|'d)"
     r"(?: (?:help|assist|do|provide|support|discuss|able|willing|comfortable)\b|[.,]|$)|"
     r"(?:unable|not able) to (?:help|assist|provide|fulfil|comply|answer|support|engage)|"
-    r"can(?:no|')t (?:help|assist|provide|comply|support)|as an ai[^.]*(?:can(?:no|')t|not able))",
+    r"can(?:no|')t (?:help(?! but)|assist|provide|comply|support)|"
+    r"\bas an ai[^.]*(?:can(?:no|')t|not able))",
     re.IGNORECASE,
 )
 _ABSTENTION = re.compile(

@@ -1,8 +1,8 @@
 """Batched generation that computes every prompt once, however many samples it gets.
 
 A row's tokens and log-probabilities depend on that row alone, to the bit on CPU (but where
-`complete` is told that they needn't): its padded widths come from its own lengths, and only rows
-of equal widths share a batch (`aaft.models.batching`).
+`prefill` is given a start or `complete` told that they needn't): its padded widths come from its
+own lengths, and only rows of equal widths share a batch (`aaft.models.batching`).
 One thing more is needed: a matrix product of one or two rows rounds differently from the same
 rows among others, so a decoding step of few rows computes some of them again. (Of models whose
 attention is transformers' ``sdpa``, as `aaft.models.policy` loads all that have it.)
@@ -92,7 +92,7 @@ def prefill(
 
     Args:
         model: causal language model.
-        prompts: ``B`` lists of token ids, of one batch of ``prompt_batches``.
+        prompts: ``B`` lists of token ids, of one batch of ``prompt_batches`` or of equal width.
         start: `read_start` of the first tokens that all prompts have in common, fewer than the
             shortest has; left as it is. The padding stands behind them.
 

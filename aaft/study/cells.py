@@ -23,8 +23,8 @@ GATE_BINS = 20
 _RESULT, _ANSWERS = "result.json", "answers.jsonl"
 _PACKAGES = ("bench", "data", "judges", "models", "scoring", "tuning")
 _STUDY = (
-    *("cells", "config", "measure", "methods", "rivals", "rows", "running", "scenarios", "signal"),
-    *("stage", "start"),
+    *("cells", "config", "measure", "methods", "openings", "rivals", "rows", "running"),
+    *("scenarios", "signal", "stage", "start"),
 )
 
 

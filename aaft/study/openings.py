@@ -1,8 +1,9 @@
 """Openings of a compliant answer that the aligned start learns to turn back from.
 
-What the policy says by itself is not what an attacker puts into its mouth. None of these begins
-with a word that an opening of the benchmark or of the validation prompts begins with
-(`aaft.data.prompts`), so neither measures what was learned by heart.
+What the policy says by itself is not what an attacker puts into its mouth. Each of these begins
+with another word than the openings of the benchmark and of the validation prompts do
+(`aaft.data.prompts`), so that these don't measure what was learned by heart; what they say is
+alike.
 """
 
 from __future__ import annotations

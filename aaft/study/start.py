@@ -8,9 +8,9 @@ learns from
   once, to be answered with "the passage does not say", with another one's. Questions that share a
   passage come into one step, the passage computed once (`aaft.tuning.hosts`);
 - the policy's own answers to the harmless requests of ``own.jsonl``;
-- the refusals once more, each after the beginning of a compliant answer (arXiv:2406.05946): half
-  of them of what the policy itself says to the request now, half of one of `OPENINGS`. A start that
-  an opening undoes has nothing there to preserve.
+- the refusals once more, but for requests that the policy refuses by itself, after the beginning
+  of a compliant answer (arXiv:2406.05946): half of them of what the policy says to the request now,
+  half of one of `OPENINGS`. A start that an opening undoes has nothing there to preserve.
 
 None of these rows is near a benchmark prompt. Learning rate and rows a step are those of the
 study's methods, and it is one epoch, whatever ``params.yaml`` says of them: at half that rate and
@@ -175,7 +175,7 @@ def _answered(cfg: Config, codec: Codec, policy: Any, asked: Sequence[Record]) -
 def _begun(cfg: Config, codec: Codec, policy: Any, refusals: Sequence[StudyRow]) -> list[Example]:
     """Each refusal after a beginning of what the policy says to the request now, or of an opening.
 
-    Those that the policy refuses by itself begin no compliant answer and are left out.
+    Requests that the policy refuses by itself are left out.
     """
     done = _said(cfg, codec, policy, refusals, BEGUN_TOKENS, "answers' beginnings")
     begun = []
