@@ -2,8 +2,8 @@
 
 Each misses some that the other sees. The detector reads the answer as a whole, and one that gives
 in first and turns back late ("a step-by-step guide to ... I can't take part in that") looks to it
-like an answer; the phrases don't know what isn't on their list. Of 250 answers that were read for
-it the detector marks 7 wrongly, the phrases 3, and both together 3 (docs/judges.md).
+like an answer; the phrases don't know what isn't on their list. docs/judges.md has how often each
+is wrong.
 """
 
 from __future__ import annotations
