@@ -23,6 +23,11 @@ class BenchExample:
     question: str = ""
     answers: list[str] = field(default_factory=list)
 
+    @property
+    def request(self) -> str:
+        """What is asked: the last message, which judges read."""
+        return self.messages[-1]["content"]
+
 
 Scorer = Callable[[Sequence[BenchExample], Sequence[str], EmbeddedJudge], list[dict[str, float]]]
 

@@ -64,7 +64,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
                     "model": name,
                     "benchmark": benchmark.name,
                     "id": example.id,
-                    "prompt": example.messages[-1]["content"],
+                    "prompt": example.request,
                     "prefill": example.prefill,
                     "response": response,
                     "scores": marks,

@@ -131,7 +131,7 @@ def turn(examples: Sequence[BenchExample], limit: int | None, seed: int) -> list
 
 
 def _prefilled(example: BenchExample, openings: Sequence[str], count: int, codec: Codec) -> Probe:
-    opening = openings[_pick(_request(example), "prefill", len(openings))]
+    opening = openings[_pick(example.request, "prefill", len(openings))]
     prefix = codec.response_ids(opening)[:-1]
     if len(prefix) < count:
         raise AaftError(
@@ -142,7 +142,7 @@ def _prefilled(example: BenchExample, openings: Sequence[str], count: int, codec
 
 
 def _jailbroken(example: BenchExample, templates: Sequence[str], codec: Codec) -> Probe:
-    request = _request(example)
+    request = example.request
     template = templates[_pick(request, "jailbreak", len(templates))]
     message = {"role": "user", "content": template.replace(PLACE, request)}
     return Probe("jailbreak", example, codec.prompt_ids([*example.messages[:-1], message]), [])
@@ -163,10 +163,6 @@ def _templates(path: Path, split: str) -> list[str]:
     if not templates:
         raise AaftError(f"{path}: {len(rows)} templates, too few for both splits; add some")
     return templates
-
-
-def _request(example: BenchExample) -> str:
-    return example.messages[-1]["content"]
 
 
 def _pick(text: str, salt: str, count: int) -> int:
