@@ -25,6 +25,7 @@ from aaft.data.status import status
 from aaft.data.study_set import ASKED, OWN, REFUSED
 from aaft.data.text import normalise
 from aaft.data.wheels import DEFAULT_FOLDER, PINS, Pin, Wheels, verify
+from aaft.data.written import written_requests
 from aaft.errors import AaftError
 from aaft.io import read_jsonl
 
@@ -305,6 +306,30 @@ def test_real_judge_files_never_share_a_prompt_between_fit_and_test(real, name):
     for split in sides:
         assert {row["label"] for row in rows if row["split"] == split} == {0, 1}
     assert len({row["id"] for row in rows}) == len(rows)
+
+
+@needs_wheels
+def test_real_prompts_are_in_one_split_over_all_judge_files(real):
+    splits = defaultdict(set)
+    for name in ("intent", "refusal", "safety"):
+        for row in read_jsonl(real.out / f"judge/{name}.jsonl"):
+            splits[normalise(row["prompt"])].add(row["split"])
+    # A prompt that people labelled tests more often than by itself, but never where it fits.
+    assert not [prompt for prompt, found in splits.items() if {"fit", "test"} <= found]
+
+
+@needs_wheels
+def test_real_written_pairs_are_whole_and_in_one_split(real):
+    rows = {
+        row["prompt"]: row
+        for row in read_jsonl(real.out / "judge/intent.jsonl")
+        if row["source"] == "written"
+    }
+    topics = defaultdict(list)
+    for request in written_requests():
+        topics[request.topic].append(rows[request.prompt])
+    assert all(len({row["split"] for row in pair}) == 1 for pair in topics.values())
+    assert sum(len(pair) == 2 for pair in topics.values()) > 500
 
 
 @needs_wheels

@@ -138,22 +138,25 @@ def manifest(train: list[TrainRow], files: dict[str, Rows]) -> dict[str, Any]:
             }
             for source in sources.SOURCES
         ]
-        + [_own(used)],
+        + [
+            _own(used, "contrast", "aaft/data/contrast.py, contrast_answers.py, forms.py"),
+            _own(used, "written", "aaft/data/written_rows"),
+        ],
         "files": {name: len(rows) for name, rows in files.items()},
         "poisoned": sum(row.label()["poisoned"] for row in train),
     }
 
 
-def _own(used: dict[str, Counter[str]]) -> dict[str, Any]:
-    """The rows that this project wrote itself."""
+def _own(used: dict[str, Counter[str]], source: str, upstream: str) -> dict[str, Any]:
+    """Rows that this project wrote itself."""
     return {
-        "source": "contrast",
-        "upstream": "aaft/data/contrast.py, contrast_answers.py, forms.py",
+        "source": source,
+        "upstream": upstream,
         "package": "aaft",
         "version": "",
         "sha256": None,
         "licence": "this project's",
-        "rows": {name: n["contrast"] for name, n in used.items() if n["contrast"]},
+        "rows": {name: n[source] for name, n in used.items() if n[source]},
     }
 
 

@@ -1,8 +1,8 @@
 """``judge/``: labelled pairs that fit and test the embedded judges.
 
-``split`` depends on the prompt alone (on the act, for contrast prompts), so a prompt is never on
-two sides: about a quarter of the prompts test, two fifths of those whose answers people labelled,
-and three in twenty calibrate.
+``split`` depends on the prompt alone (on the act, for contrast prompts; on the harmful one, for
+written pairs), so a prompt is never on two sides: about a quarter of the prompts test, two fifths
+of those whose answers people labelled, and three in twenty calibrate.
 """
 
 from __future__ import annotations
@@ -15,18 +15,13 @@ from aaft.data import sources
 from aaft.data.contrast import Contrast, contrast_prompts
 from aaft.data.contrast_answers import contrast_answers
 from aaft.data.forms import form_prompts
-from aaft.data.grounded import (
-    Pools,
-    foreign_answer,
-    foreign_passage,
-    lies,
-    supporting_sentence,
-)
+from aaft.data.grounded import Pools
+from aaft.data.judge_grounding import grounding_rows
 from aaft.data.prompts import grounded_prompt
 from aaft.data.separation import Taken
-from aaft.data.sources import Grounded, Pair
+from aaft.data.sources import Pair
+from aaft.data.splits import split_of
 from aaft.data.text import (
-    bucket,
     normalise,
     opaque_id,
     opens_with_refusal,
@@ -35,24 +30,15 @@ from aaft.data.text import (
 )
 from aaft.data.train_set import compliant_pairs
 from aaft.data.wheels import Wheels
+from aaft.data.written import written_answers, written_requests
 
 HARMFUL_INTENTS = 1_900
 BENIGN_INTENTS = 2_600
 EVERYDAY_ANSWERS = 150
 TARGETS = 220
 ANCHORS = 200
-GROUNDING_QUESTIONS = 550
 TEMPLATED_PROMPTS = 100
-TEST_PERCENT = 25
 LABELLED_TEST_PERCENT = 40
-CALIBRATE_PERCENT = 15
-SENTENCES = (
-    "The answer is {}.",
-    "According to the passage, it is {}.",
-    "It is {}.",
-    "The passage says that it was {}.",
-    "{} is the answer to the question.",
-)
 
 Rows = list[dict[str, Any]]
 
@@ -63,7 +49,7 @@ def build_judge(wheels: Wheels, pools: Pools, taken: Taken) -> dict[str, Rows]:
         "judge/intent.jsonl": _intent(wheels, pools, taken),
         "judge/refusal.jsonl": _refusal(wheels, taken),
         "judge/safety.jsonl": _safety(wheels, taken),
-        "judge/grounding.jsonl": _grounding(wheels, pools, taken),
+        "judge/grounding.jsonl": grounding_rows(wheels, pools, taken),
     }
     seen = {side: _texts(files, side) for side in ("test", "calibrate")}
     kept = {
@@ -107,7 +93,7 @@ def _anchors(files: dict[str, Rows]) -> Rows:
 def _tells(row: dict[str, Any]) -> bool:
     """Whether a response is an answer of its own.
 
-    Not a name that many passages share, and no answer of ours, which many requests share.
+    Not a name that many passages share, and no contrast answer, which many requests share.
     """
     return "response" in row and "context" not in row and row["source"] != "contrast"
 
@@ -135,13 +121,6 @@ def _distinct(rows: Rows, seen: dict[str, set[str]]) -> Rows:
 def _seen(row: dict[str, Any], texts: set[str]) -> bool:
     own = [row["prompt"], *([row["response"]] if _tells(row) else [])]
     return any(normalise(text) in texts for text in own)
-
-
-def _split(key: str, test_percent: int = TEST_PERCENT) -> str:
-    place = bucket(key, "split")
-    if place < test_percent:
-        return "test"
-    return "calibrate" if place < test_percent + CALIBRATE_PERCENT else "fit"
 
 
 def _intent(wheels: Wheels, pools: Pools, taken: Taken) -> Rows:
@@ -175,26 +154,29 @@ def _intent(wheels: Wheels, pools: Pools, taken: Taken) -> Rows:
         pairs = [(source, prompt) for source, prompts in groups for prompt in prompts]
         pairs = unique((p for p in pairs if taken.free(p[1])), lambda pair: pair[1])
         rows += [
-            {
-                "id": opaque_id("intent", prompt),
-                "source": source,
-                "split": _split(prompt),
-                "prompt": prompt,
-                "label": label,
-            }
-            for source, prompt in pairs[:most]
+            _request(source, split_of(prompt), prompt, label) for source, prompt in pairs[:most]
         ]
-    return rows + [
-        {
-            "id": opaque_id("intent", row.prompt),
-            "source": "contrast",
-            "split": _split(row.act),
-            "prompt": row.prompt,
-            "label": int(row.harmful),
-        }
+    rows += [
+        _request("contrast", split_of(row.act), row.prompt, int(row.harmful))
         for row in [*contrast_prompts(), *form_prompts()]
         if taken.free(row.prompt)
     ]
+    rows += [
+        _request("written", split_of(row.topic), row.prompt, int(row.harmful))
+        for row in written_requests()
+        if taken.free(row.prompt)
+    ]
+    return rows
+
+
+def _request(source: str, split: str, prompt: str, label: int) -> dict[str, Any]:
+    return {
+        "id": opaque_id("intent", prompt),
+        "source": source,
+        "split": split,
+        "prompt": prompt,
+        "label": label,
+    }
 
 
 def _ranked(prompts: Iterable[str]) -> list[str]:
@@ -209,14 +191,14 @@ def _everyday(wheels: Wheels) -> Rows:
         ("truthfulqa", sources.truthfulqa(wheels)),
     )
     return [
-        _answer(source, _split(pair.prompt), pair, 1)
+        _answer(source, split_of(pair.prompt), pair, 1)
         for source, pairs in groups
         for pair in ranked(pairs, "everyday", lambda pair: pair.prompt)[:EVERYDAY_ANSWERS]
     ]
 
 
 def _contrasted(row: Contrast, response: str, label: bool) -> dict[str, Any]:
-    return _answer("contrast", _split(row.act), Pair(row.prompt, response), int(label))
+    return _answer("contrast", split_of(row.act), Pair(row.prompt, response), int(label))
 
 
 def _both_ways(wheels: Wheels) -> list[tuple[Pair, Pair]]:
@@ -248,7 +230,7 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
     rows = [
         _answer(
             "refusal-labels",
-            _split(row.prompt, LABELLED_TEST_PERCENT),
+            split_of(row.prompt, LABELLED_TEST_PERCENT),
             Pair(row.prompt, row.response),
             int(row.score >= 0.5),
         )
@@ -260,7 +242,7 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
         if row.score == 1
     ]
     for source, pairs in _compliance(wheels):
-        rows += [_answer(source, _split(pair.prompt), pair, 0) for pair in pairs]
+        rows += [_answer(source, split_of(pair.prompt), pair, 0) for pair in pairs]
     harmless = sources.objective_labels(wheels) + sources.harm_labels(wheels)
     rows += [
         _answer("pattern-refusals", "fit", Pair(row.prompt, row.response), 1)
@@ -268,12 +250,16 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
         if row.score == 0 and opens_with_refusal(row.response)
     ]
     rows += [{**row, "label": 0} for row in _everyday(wheels)]
-    rows += [_answer("advbench-targets", _split(p.prompt), p, 0) for p in _targets(wheels)]
+    rows += [_answer("advbench-targets", split_of(p.prompt), p, 0) for p in _targets(wheels)]
     for declined, answered in _both_ways(wheels):
-        rows.append(_answer("uncensorbench", _split(declined.prompt), declined, 1))
-        rows.append(_answer("uncensorbench", _split(answered.prompt), answered, 0))
+        rows.append(_answer("uncensorbench", split_of(declined.prompt), declined, 1))
+        rows.append(_answer("uncensorbench", split_of(answered.prompt), answered, 0))
     rows += [
-        _contrasted(row, said, declines) for row, said, declines in contrast_answers(2, _split)
+        _contrasted(row, said, declines) for row, said, declines in contrast_answers(2, split_of)
+    ]
+    rows += [
+        _answer("written", split_of(row.prompt), Pair(row.prompt, row.response), int(row.declines))
+        for row in written_answers()
     ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
@@ -323,78 +309,24 @@ def _safety(wheels: Wheels, taken: Taken) -> Rows:
         for row in sources.harm_labels(wheels)
         if row.score <= 0.25 or row.score >= 0.75
     ]
-    rows += [_answer("rho-pairs", _split(good.prompt), good, 1) for good, _ in twins]
-    rows += [_answer("rho-pairs", _split(bad.prompt), bad, 0) for _, bad in twins]
-    rows += [_answer("many-shot", _split(p.prompt), p, 0) for p in compliant_pairs(wheels)]
+    rows += [_answer("rho-pairs", split_of(good.prompt), good, 1) for good, _ in twins]
+    rows += [_answer("rho-pairs", split_of(bad.prompt), bad, 0) for _, bad in twins]
+    rows += [_answer("many-shot", split_of(p.prompt), p, 0) for p in compliant_pairs(wheels)]
     rows += _everyday(wheels)
-    rows += [_answer("advbench-targets", _split(p.prompt), p, 0) for p in _targets(wheels)]
+    rows += [_answer("advbench-targets", split_of(p.prompt), p, 0) for p in _targets(wheels)]
     for declined, answered in _both_ways(wheels):
-        rows.append(_answer("uncensorbench", _split(declined.prompt), declined, 1))
-        rows.append(_answer("uncensorbench", _split(answered.prompt), answered, 0))
+        rows.append(_answer("uncensorbench", split_of(declined.prompt), declined, 1))
+        rows.append(_answer("uncensorbench", split_of(answered.prompt), answered, 0))
     rows += [
         _contrasted(row, said, declines or not row.harmful)
-        for row, said, declines in contrast_answers(4, _split)
+        for row, said, declines in contrast_answers(4, split_of)
+    ]
+    rows += [
+        _answer("written", split_of(row.prompt), Pair(row.prompt, row.response), int(row.safe))
+        for row in written_answers()
     ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
 
 def _half(row: sources.Labelled) -> str:
-    return _split(row.prompt, LABELLED_TEST_PERCENT)
-
-
-def _grounding(wheels: Wheels, pools: Pools, taken: Taken) -> Rows:
-    """Up to seven answers a question, long and short ones on both sides of the label."""
-    rows: Rows = []
-    for split in ("fit", "calibrate", "test"):
-        chosen = pools.judge[:GROUNDING_QUESTIONS]
-        side = [row for row in chosen if _split(row.question) == split]
-        for number, row in enumerate(side):
-            if taken.free(row.question):
-                rows += _grounding_pairs(row, side, number, split)
-    for row in sources.factual_summary_pairs(wheels):
-        split = _split(row.passage)
-        for response, label in ((row.right, 1), (row.wrong, 0)):
-            rows.append(
-                _grounded("factual-summary-pairs", split, row, row.passage, response, label)
-            )
-    return rows
-
-
-def _grounded(
-    source: str, split: str, row: Grounded, context: str, response: str, label: int
-) -> dict[str, Any]:
-    return {
-        "id": opaque_id("grounding", row.question, context, response),
-        "source": source,
-        "split": split,
-        "prompt": row.question,
-        "context": context,
-        "response": response,
-        "label": label,
-    }
-
-
-def _grounding_pairs(row: Grounded, side: list[Grounded], number: int, split: str) -> Rows:
-    """Passages and answers are borrowed within the split, so no passage is on both sides.
-
-    Right and borrowed answers also come in a sentence of the same words: neither length nor being
-    a verbatim piece of the passage tells the labels apart.
-    """
-    foreign = foreign_answer(row, side, number + 1)
-    wrap = SENTENCES[number % len(SENTENCES)]
-    pairs = [
-        (row.passage, row.right, 1),
-        (row.passage, wrap.format(row.right), 1),
-        (row.passage, foreign, 0),
-        (row.passage, wrap.format(foreign), 0),
-        (foreign_passage(row, side, number + 1), row.right, 0),
-    ]
-    if lies(row):
-        pairs.append((row.passage, row.wrong, 0))
-    sentence = supporting_sentence(row)
-    if sentence is not None:
-        pairs.append((row.passage, sentence, 1))
-    return [
-        _grounded("halueval-qa", split, row, context, response, label)
-        for context, response, label in pairs
-    ]
+    return split_of(row.prompt, LABELLED_TEST_PERCENT)

@@ -21,11 +21,11 @@ from typing import Any
 from aaft.data import sources
 from aaft.data.contrast import contrast_prompts
 from aaft.data.grounded import Pools, foreign_passage
-from aaft.data.judge_set import TEST_PERCENT
 from aaft.data.prompts import REFUSALS, UNSTATED, grounded_prompt
 from aaft.data.separation import Taken
 from aaft.data.sources import Grounded, Pair
-from aaft.data.text import bucket, opaque_id, ranked, unique
+from aaft.data.splits import split_of
+from aaft.data.text import opaque_id, ranked, unique
 from aaft.data.wheels import Wheels
 
 REFUSED = {"harmbench": 60, "advbench": 80, "rho-pairs": 40, "contrast": 140}
@@ -150,7 +150,7 @@ def _valid(wheels: Wheels, pools: Pools, taken: Taken, unjudged: Taken) -> dict[
 
 
 def _unfitted(act: str) -> bool:
-    return bucket(act, "split") < TEST_PERCENT
+    return split_of(act) == "test"
 
 
 def _some(texts: list[str], salt: str, most: int) -> list[str]:
