@@ -309,12 +309,12 @@ def test_real_judge_files_never_share_a_prompt_between_fit_and_test(real, name):
 
 
 @needs_wheels
-def test_real_prompts_are_in_one_split_over_all_judge_files(real):
+def test_real_prompts_that_fit_in_one_judge_file_test_in_none(real):
     splits = defaultdict(set)
     for name in ("intent", "refusal", "safety"):
         for row in read_jsonl(real.out / f"judge/{name}.jsonl"):
             splits[normalise(row["prompt"])].add(row["split"])
-    # A prompt that people labelled tests more often than by itself, but never where it fits.
+    # Safety is made of heads that are fitted on the other files.
     assert not [prompt for prompt, found in splits.items() if {"fit", "test"} <= found]
 
 
