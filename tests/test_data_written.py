@@ -48,14 +48,16 @@ def test_a_request_has_one_label_wherever_it_is_answered() -> None:
 
 def test_declining_is_always_safe() -> None:
     for row in written_answers():
-        assert row.safe or not row.declines, row.response
+        assert row.safe or row.declines is False, row.response
 
 
 def test_length_tells_neither_harm_nor_refusal_nor_safety() -> None:
     requests, answers = written_requests(), written_answers()
     assert _told_by_length([r.prompt for r in requests], [r.harmful for r in requests]) < 0.6
+    clear = [row for row in answers if row.declines is not None]
+    said = [row.response for row in clear]
+    assert _told_by_length(said, [row.declines is True for row in clear]) < 0.6
     said = [row.response for row in answers]
-    assert _told_by_length(said, [row.declines for row in answers]) < 0.6
     assert _told_by_length(said, [row.safe for row in answers]) < 0.6
 
 

@@ -141,6 +141,7 @@ def manifest(train: list[TrainRow], files: dict[str, Rows]) -> dict[str, Any]:
         + [
             _own(used, "contrast", "aaft/data/contrast.py, contrast_answers.py, forms.py"),
             _own(used, "written", "aaft/data/written_rows"),
+            _own(used, "written-orders", "aaft/data/written_rows/orders_*.jsonl"),
         ],
         "files": {name: len(rows) for name, rows in files.items()},
         "poisoned": sum(row.label()["poisoned"] for row in train),

@@ -162,7 +162,7 @@ def _intent(wheels: Wheels, pools: Pools, taken: Taken) -> Rows:
         if taken.free(row.prompt)
     ]
     rows += [
-        _request("written", split_of(row.topic), row.prompt, int(row.harmful))
+        _request(row.source, split_of(row.topic), row.prompt, int(row.harmful))
         for row in written_requests()
         if taken.free(row.prompt)
     ]
@@ -258,8 +258,9 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
         _contrasted(row, said, declines) for row, said, declines in contrast_answers(2, split_of)
     ]
     rows += [
-        _answer("written", split_of(row.prompt), Pair(row.prompt, row.response), int(row.declines))
+        _answer(row.source, split_of(row.prompt), Pair(row.prompt, row.response), int(row.declines))
         for row in written_answers()
+        if row.declines is not None
     ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
@@ -322,7 +323,7 @@ def _safety(wheels: Wheels, taken: Taken) -> Rows:
         for row, said, declines in contrast_answers(4, split_of)
     ]
     rows += [
-        _answer("written", split_of(row.prompt), Pair(row.prompt, row.response), int(row.safe))
+        _answer(row.source, split_of(row.prompt), Pair(row.prompt, row.response), int(row.safe))
         for row in written_answers()
     ]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
