@@ -189,6 +189,8 @@ def _everyday(wheels: Wheels) -> Rows:
         ("fiqa", sources.fiqa(wheels)),
         ("piqa", sources.piqa_answers(wheels)),
         ("truthfulqa", sources.truthfulqa(wheels)),
+        # A name or a year alone: without such rows short answers look harmful.
+        ("nq-open", sources.nq_open(wheels)),
     )
     return [
         _answer(source, split_of(pair.prompt), pair, 1)
