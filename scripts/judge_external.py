@@ -3,8 +3,8 @@
     python scripts/judge_external.py
 
 Each set was written by a language model that was told the task and the kinds of rows, and nothing
-of the judges, their data or the other sets. No row of them fits or calibrates a judge. Three chat
-sets were read while `aaft/data/written_rows` was made (docs/judges.md), so their figures flatter.
+of the judges, their data or the other sets. No row of them fits or calibrates a judge. What had
+been seen of which set when rows and settings were chosen stands in docs/judges.md.
 Prints AUROC with its interval, accuracy at 0.5, the trivial baselines, and by kind of row the share
 that is judged right.
 """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from aaft.data.text import normalise
@@ -51,14 +52,16 @@ def test_declining_is_always_safe() -> None:
         assert row.safe or row.declines is False, row.response
 
 
-def test_length_tells_neither_harm_nor_refusal_nor_safety() -> None:
-    requests, answers = written_requests(), written_answers()
-    assert _told_by_length([r.prompt for r in requests], [r.harmful for r in requests]) < 0.6
+@pytest.mark.parametrize(("source", "most"), [("written", 0.6), ("written-orders", 0.65)])
+def test_length_tells_neither_harm_nor_refusal_nor_safety(source: str, most: float) -> None:
+    requests = [row for row in written_requests() if row.source == source]
+    answers = [row for row in written_answers() if row.source == source]
     clear = [row for row in answers if row.declines is not None]
+    assert _told_by_length([r.prompt for r in requests], [r.harmful for r in requests]) < most
     said = [row.response for row in clear]
-    assert _told_by_length(said, [row.declines is True for row in clear]) < 0.6
+    assert _told_by_length(said, [row.declines is True for row in clear]) < most
     said = [row.response for row in answers]
-    assert _told_by_length(said, [row.safe for row in answers]) < 0.6
+    assert _told_by_length(said, [row.safe for row in answers]) < most
 
 
 def test_the_usual_phrases_stand_in_answers_of_both_kinds_and_are_often_missing() -> None:
@@ -86,7 +89,7 @@ def test_external_sets_are_near_no_written_row() -> None:
     prompts = [_words(row.prompt) for row in written_requests()]
     responses = [_words(row.response) for row in written_answers()]
     paths = sorted((Path(__file__).parent / "external").glob("*.jsonl"))
-    assert len(paths) >= 8
+    assert len(paths) >= 11
     for path in paths:
         rows = read_jsonl(path)
         assert {row["label"] for row in rows} == {0, 1}

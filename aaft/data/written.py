@@ -9,8 +9,8 @@ them.
 
 The files that begin with ``orders_`` were written later by others, each with an order for one kind
 of row (bad advice to innocent questions, going along or not, mild harm, the same alarming words
-meant and not meant), as a source of their own: answers to one request of which one may go out and
-the other may not, and more pairs of requests.
+meant and not meant), as a source of their own: two answers to a request, mostly one that may go out
+and one that may not, and more pairs of requests.
 """
 
 from __future__ import annotations
