@@ -30,7 +30,7 @@ from aaft.data.text import (
 )
 from aaft.data.train_set import compliant_pairs
 from aaft.data.wheels import Wheels
-from aaft.data.written import written_answers, written_requests
+from aaft.data.written import Answer, written_answers, written_requests
 
 HARMFUL_INTENTS = 1_900
 BENIGN_INTENTS = 2_600
@@ -203,6 +203,10 @@ def _contrasted(row: Contrast, response: str, label: bool) -> dict[str, Any]:
     return _answer("contrast", split_of(row.act), Pair(row.prompt, response), int(label))
 
 
+def _written(row: Answer, label: bool) -> dict[str, Any]:
+    return _answer(row.source, split_of(row.prompt), Pair(row.prompt, row.response), int(label))
+
+
 def _both_ways(wheels: Wheels) -> list[tuple[Pair, Pair]]:
     """The same request declined and answered, the answers cut to the refusals' length."""
     pairs = []
@@ -259,11 +263,7 @@ def _refusal(wheels: Wheels, taken: Taken) -> Rows:
     rows += [
         _contrasted(row, said, declines) for row, said, declines in contrast_answers(2, split_of)
     ]
-    rows += [
-        _answer(row.source, split_of(row.prompt), Pair(row.prompt, row.response), int(row.declines))
-        for row in written_answers()
-        if row.declines is not None
-    ]
+    rows += [_written(row, row.declines) for row in written_answers() if row.declines is not None]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
 
@@ -324,10 +324,7 @@ def _safety(wheels: Wheels, taken: Taken) -> Rows:
         _contrasted(row, said, declines or not row.harmful)
         for row, said, declines in contrast_answers(4, split_of)
     ]
-    rows += [
-        _answer(row.source, split_of(row.prompt), Pair(row.prompt, row.response), int(row.safe))
-        for row in written_answers()
-    ]
+    rows += [_written(row, row.safe) for row in written_answers()]
     return [row for row in rows if row["response"] and taken.free(row["prompt"])]
 
 
